@@ -155,13 +155,6 @@ pub enum Upcall<'a> {
         /// The packet, without relay header.
         packet: &'a [u8],
     },
-    /// A frame that was delivered, of a kind that the control half learns from or answers.
-    Frame {
-        /// From whom.
-        peer: PeerId,
-        /// The frame.
-        frame: &'a [u8],
-    },
 }
 
 /// Opened control, report or ping.
@@ -184,7 +177,6 @@ pub(crate) enum RawUpcall {
     Typed(Source, Range<usize>),
     Plain { session: SessionId, peer: PeerId, source: Source, kind: Kind, body: Range<usize> },
     FromRelay { relay: u32, from: SocketAddr, packet: Range<usize> },
-    Frame { peer: PeerId, frame: Range<usize> },
 }
 
 /// Datagrams on their way in.
@@ -260,9 +252,7 @@ impl RxBatch {
     /// What the control half must see: for [`crate::Node::handle_upcall`].
     pub fn upcalls(&self) -> impl Iterator<Item = Upcall<'_>> {
         self.upcalls.iter().map(|u| match u {
-            RawUpcall::Typed(source, r) => {
-                Upcall::Typed { source: *source, packet: &self.memory[r.clone()] }
-            }
+            RawUpcall::Typed(source, r) => Upcall::Typed { source: *source, packet: &self.memory[r.clone()] },
             RawUpcall::Plain { session, peer, source, kind, body } => Upcall::Plain(Plain {
                 session: *session,
                 peer: *peer,
@@ -270,13 +260,8 @@ impl RxBatch {
                 kind: *kind,
                 body: &self.memory[body.clone()],
             }),
-            RawUpcall::FromRelay { relay, from, packet } => Upcall::FromRelay {
-                relay: *relay,
-                from: *from,
-                packet: &self.memory[packet.clone()],
-            },
-            RawUpcall::Frame { peer, frame } => {
-                Upcall::Frame { peer: *peer, frame: &self.memory[frame.clone()] }
+            RawUpcall::FromRelay { relay, from, packet } => {
+                Upcall::FromRelay { relay: *relay, from: *from, packet: &self.memory[packet.clone()] }
             }
         })
     }

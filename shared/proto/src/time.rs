@@ -13,9 +13,9 @@ impl Time {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// Milliseconds, wrapping: what receiver reports carry.
-    pub fn millis32(self) -> u32 {
-        (self.0 / 1_000_000) as u32
+    /// Microseconds, wrapping: what receiver reports carry.
+    pub fn micros32(self) -> u32 {
+        (self.0 / 1_000) as u32
     }
 }
 

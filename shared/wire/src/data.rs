@@ -202,9 +202,9 @@ pub struct LaneReport {
 /// `stamp 4, echo 4, held 4, n 1, n x (lane 1, highest 8, received 8, largest 2)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Reporter's clock, milliseconds, wrapping.
+    /// Reporter's clock, microseconds, wrapping.
     pub stamp: u32,
-    /// The other side's last stamp; 0 when none was seen.
+    /// Stamp of the other side's last [`Ping`], microseconds, wrapping; 0 when none was seen.
     pub echo: u32,
     /// How long that stamp was held, microseconds.
     pub held: u32,

@@ -52,8 +52,7 @@ impl CookieJar {
         let hash = super::transcript::hello_hash(&hello.core());
         let (nonce, cookie) = bake(&self.current, source, &hello.sid, &hash, &choice);
         choice.cookie = cookie;
-        let key =
-            Key::new(Suite::ChaCha20Poly1305, &contact.challenge_key(&hello.nonce, &nonce));
+        let key = Key::new(Suite::ChaCha20Poly1305, &contact.challenge_key(&hello.nonce, &nonce));
         let header = Challenge::header(&hello.sid, &nonce);
         let mut sealed = [0; Choice::LEN + 16];
         sealed[..Choice::LEN].copy_from_slice(&choice.emit());
@@ -63,7 +62,13 @@ impl CookieJar {
     }
 
     /// R's nonce, if the cookie is one that this jar baked for this source.
-    pub fn check(&mut self, now: Time, source: &Source, h: &CookieHeader, rng: &mut Rng) -> Result<[u8; 16], DropReason> {
+    pub fn check(
+        &mut self,
+        now: Time,
+        source: &Source,
+        h: &CookieHeader,
+        rng: &mut Rng,
+    ) -> Result<[u8; 16], DropReason> {
         self.rotate(now, rng);
         let key = if h.choice.epoch == self.epoch {
             &self.current

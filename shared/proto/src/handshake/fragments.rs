@@ -36,6 +36,11 @@ impl Pieces {
         self.parts.iter().enumerate().fold(0, |m, (i, p)| if p.is_none() { m | 1 << i } else { m })
     }
 
+    /// The parts that are there, in order.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().flatten().map(Vec::as_slice)
+    }
+
     /// The message, when all parts are there.
     pub fn whole(&self) -> Option<Vec<u8>> {
         let mut out = Vec::new();
@@ -59,7 +64,14 @@ impl<K: Eq + Hash + Clone> Reassembly<K> {
     }
 
     /// Adds a piece; gives the whole message once, when it is complete. `Err` when there is no room.
-    pub fn add(&mut self, now: Time, key: K, index: u8, count: u8, bytes: &[u8]) -> Result<Option<Vec<u8>>, ()> {
+    pub fn add(
+        &mut self,
+        now: Time,
+        key: K,
+        index: u8,
+        count: u8,
+        bytes: &[u8],
+    ) -> Result<Option<Pieces>, ()> {
         if !self.entries.contains_key(&key) && self.entries.len() >= self.cap {
             self.expire(now);
             if self.entries.len() >= self.cap {
@@ -71,11 +83,10 @@ impl<K: Eq + Hash + Clone> Reassembly<K> {
             *pieces = Pieces::new(count);
         }
         pieces.add(index, bytes);
-        let whole = pieces.whole();
-        if whole.is_some() {
-            self.entries.remove(&key);
+        if pieces.missing() != 0 {
+            return Ok(None);
         }
-        Ok(whole)
+        Ok(self.entries.remove(&key).map(|(_, pieces)| pieces))
     }
 
     pub fn expire(&mut self, now: Time) {

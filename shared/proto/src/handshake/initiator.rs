@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// First repeat of a message; doubles up to [`MAX_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-const MAX_WAIT: Duration = Duration::from_secs(2);
+const MAX_WAIT: Duration = Duration::from_secs(1);
 /// An opening that has not ended by then has failed.
 const LIFETIME: Duration = Duration::from_secs(10);
 /// CHALLENGEs answered in one opening.
@@ -163,9 +163,15 @@ pub struct Finished {
 enum State {
     Hello,
     /// The leaf is being pulled; `parts` is `None` until the first reply tells their number.
-    Leaf { challenge: Challenged, parts: Option<Pieces>, next: u8 },
+    Leaf {
+        challenge: Challenged,
+        parts: Option<Pieces>,
+        next: u8,
+    },
     /// The bundle is with the caller.
-    Verifying { challenge: Challenged },
+    Verifying {
+        challenge: Challenged,
+    },
     Response(Box<Sent>),
     Done,
 }
@@ -302,9 +308,8 @@ impl Initiator {
             &self.config.contact.challenge_key(&self.hello.nonce, &c.nonce),
         );
         let mut sealed = c.sealed;
-        let plain = key
-            .open(0, &Challenge::header(&c.sid, &c.nonce), &mut sealed)
-            .map_err(|_| DropReason::BadTag)?;
+        let plain =
+            key.open(0, &Challenge::header(&c.sid, &c.nonce), &mut sealed).map_err(|_| DropReason::BadTag)?;
         let choice = Choice::parse(plain)?;
         // No silent downgrade: what was not offered is refused. [P-NEGOTIATE]
         if choice.version != VERSION {
@@ -390,9 +395,8 @@ impl Initiator {
             Suite::ChaCha20Poly1305,
             &self.config.contact.leaf_key(&self.hello.nonce, &challenge.nonce_r),
         );
-        let plain = key
-            .open_vec(u64::from(header.index), &header.emit(), sealed)
-            .map_err(|_| DropReason::BadTag)?;
+        let plain =
+            key.open_vec(u64::from(header.index), &header.emit(), sealed).map_err(|_| DropReason::BadTag)?;
         let parts = parts.get_or_insert_with(|| Pieces::new(header.count));
         if parts.count() != usize::from(header.count) {
             return Err(DropReason::BadHandshake);
@@ -551,8 +555,7 @@ pub(crate) fn open_established(
     };
     let identity = credential.identity();
     let identity: Vec<&[u8]> = identity.iter().map(Vec::as_slice).collect();
-    let stage2 =
-        stage1.stage2(sealed_credential, &identity, &ct2, &ct3, &ss2, ss3.as_ref(), exporter);
+    let stage2 = stage1.stage2(sealed_credential, &identity, &ct2, &ct3, &ss2, ss3.as_ref(), exporter);
     let plain = stage2.confirm_key().open_vec(0, &stage2.h2, r.rest()).map_err(|_| DropReason::BadTag)?;
     let established = Established::parse(&plain)?;
     Ok((stage2.session(suite, Role::Initiator), established))

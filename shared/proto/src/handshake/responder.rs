@@ -73,8 +73,8 @@ pub struct Opened {
     stage1: Stage1,
     sealed: [u8; CREDENTIAL + TAG],
     ephemeral: Box<[u8; KEM]>,
-    /// Hash of the whole RESPONSE: a repeat has the same.
-    response: Hash,
+    /// Hashes of RESPONSE's fragments: a repeat has the same.
+    fragments: Vec<Hash>,
 }
 
 impl Opened {
@@ -114,7 +114,7 @@ struct Waiting {
 
 struct Answer {
     since: Time,
-    response: Hash,
+    fragments: Vec<Hash>,
     datagrams: Vec<Vec<u8>>,
 }
 
@@ -182,8 +182,7 @@ impl Responder {
             return Err(DropReason::RateLimited);
         }
         let (version, suite) = negotiate(hello, &self.suites)?;
-        let choice =
-            Choice { version, suite: suite as u8, puzzle: self.puzzle, epoch: 0, cookie: [0; 16] };
+        let choice = Choice { version, suite: suite as u8, puzzle: self.puzzle, epoch: 0, cookie: [0; 16] };
         Ok(Incoming::Reply(vec![self.jar.challenge(now, &source, local.contact, hello, choice, rng)]))
     }
 
@@ -224,26 +223,29 @@ impl Responder {
         let (header, piece) = CookieHeader::parse(packet)?;
         let nonce_r = self.jar.check(now, &source, &header, rng)?;
         let name = (source, header.sid);
-        let body = self
+        let digest = |bytes: &[u8]| kdf::hash(kdf::Label::HandshakeHello, &[bytes, &nonce_r]);
+        let index = usize::from(header.index);
+        let repeats = |fragments: &[Hash]| fragments.get(index) == Some(&digest(piece));
+        // A repeated fragment gets its like: one datagram for one, without reassembly and without work.
+        if let Some(answer) = self.answered.get(&name)
+            && repeats(&answer.fragments)
+        {
+            return Ok(Incoming::Reply(answer.datagrams.get(index).cloned().into_iter().collect()));
+        }
+        if let Some(waiting) = self.asked.get_mut(&name)
+            && repeats(&waiting.opened.fragments)
+        {
+            let reply =
+                (!waiting.with_caller && index == 0 && waiting.seq < u8::MAX).then(|| need_cert(waiting));
+            return Ok(Incoming::Reply(reply.into_iter().collect()));
+        }
+        let pieces = self
             .reassembly
             .add(now, name, header.index, header.count, piece)
             .map_err(|()| DropReason::OverLimit)?;
-        let Some(body) = body else { return Ok(Incoming::Pending) };
-        let digest = kdf::hash(kdf::Label::HandshakeHello, &[&body, &nonce_r]);
-        if let Some(answer) = self.answered.get(&name)
-            && answer.response == digest
-        {
-            return Ok(Incoming::Reply(answer.datagrams.clone()));
-        }
-        if let Some(waiting) = self.asked.get_mut(&name)
-            && waiting.opened.response == digest
-        {
-            return Ok(if waiting.with_caller {
-                Incoming::Pending
-            } else {
-                Incoming::Reply(vec![need_cert(waiting)])
-            });
-        }
+        let Some(pieces) = pieces else { return Ok(Incoming::Pending) };
+        let fragments = pieces.parts().map(digest).collect();
+        let body = pieces.whole().unwrap_or_default();
         if !self.work.allow(now, &source) {
             return Err(DropReason::RateLimited);
         }
@@ -298,7 +300,7 @@ impl Responder {
             stage1,
             sealed: response.credential,
             ephemeral: response.ephemeral,
-            response: digest,
+            fragments,
         })))
     }
 
@@ -320,8 +322,7 @@ impl Responder {
 
     fn on_cert(&mut self, source: Source, packet: &[u8]) -> Result<Incoming, DropReason> {
         let (header, sealed) = ReplyHeader::parse(packet)?;
-        let waiting =
-            self.asked.get_mut(&(source, header.sid)).ok_or(DropReason::UnknownHandshake)?;
+        let waiting = self.asked.get_mut(&(source, header.sid)).ok_or(DropReason::UnknownHandshake)?;
         if waiting.with_caller {
             return Ok(Incoming::Pending);
         }
@@ -379,18 +380,14 @@ impl Responder {
             .chunks(chunk)
             .enumerate()
             .map(|(i, piece)| {
-                let header = ReplyHeader {
-                    packet: PacketType::Established,
-                    index: i as u8,
-                    count,
-                    sid: opened.sid,
-                };
+                let header =
+                    ReplyHeader { packet: PacketType::Established, index: i as u8, count, sid: opened.sid };
                 let mut v = header.emit().to_vec();
                 v.extend_from_slice(piece);
                 v
             })
             .collect();
-        let answer = Answer { since: now, response: opened.response, datagrams: datagrams.clone() };
+        let answer = Answer { since: now, fragments: opened.fragments, datagrams: datagrams.clone() };
         self.answered.insert((opened.source, opened.sid), answer);
         Ok((datagrams, keys))
     }
@@ -411,10 +408,7 @@ impl Responder {
 /// Which of the locals a HELLO is for.
 fn addressed(hello: &Hello, locals: &[Local<'_>]) -> Result<usize, DropReason> {
     let maced = hello.maced();
-    locals
-        .iter()
-        .position(|l| kdf::ct_eq(&l.contact.hello_mac(&maced), &hello.mac))
-        .ok_or(DropReason::BadMac)
+    locals.iter().position(|l| kdf::ct_eq(&l.contact.hello_mac(&maced), &hello.mac)).ok_or(DropReason::BadMac)
 }
 
 /// Highest version in common, and the first of `suites` that was offered.
@@ -422,10 +416,8 @@ fn negotiate(hello: &Hello, suites: &[Suite]) -> Result<(u8, Suite), DropReason>
     if hello.version_min > VERSION || hello.version_max < VERSION {
         return Err(DropReason::BadVersion);
     }
-    let suite = suites
-        .iter()
-        .find(|s| hello.suites & super::suite_mask(&[**s]) != 0)
-        .ok_or(DropReason::BadSuite)?;
+    let suite =
+        suites.iter().find(|s| hello.suites & super::suite_mask(&[**s]) != 0).ok_or(DropReason::BadSuite)?;
     Ok((VERSION, *suite))
 }
 
@@ -462,8 +454,7 @@ pub(crate) fn seal_established(
         }
         None => (vec![], None),
     };
-    let stage2 =
-        stage1.stage2(sealed_credential, identity, &ct2, &ct3, &ss2, ss3.as_ref(), exporter);
+    let stage2 = stage1.stage2(sealed_credential, identity, &ct2, &ct3, &ss2, ss3.as_ref(), exporter);
     let mut body = ct2.to_vec();
     body.extend_from_slice(&ct3);
     body.extend(stage2.confirm_key().seal_vec(0, &stage2.h2, &established.emit()));

@@ -27,8 +27,7 @@ pub(crate) struct H1<'a> {
 impl H1<'_> {
     pub fn hash(&self) -> Hash {
         let suite = [self.suite as u8];
-        let h0 =
-            kdf::hash(Label::HandshakeH0, &[&[self.version], &suite, &[self.kind as u8], self.profile]);
+        let h0 = kdf::hash(Label::HandshakeH0, &[&[self.version], &suite, &[self.kind as u8], self.profile]);
         kdf::hash(
             Label::HandshakeH1,
             &[

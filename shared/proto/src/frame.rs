@@ -1,0 +1,229 @@
+//! Ethernet frames as the switch looks at them: addresses, tags, ARP and neighbour discovery. (Field access of ARP, IPv6
+//! and ICMPv6 by smoltcp's checked views.)
+
+use crate::snapshot::{Guard, MeshPrefixes};
+use shadowmesh_wire::DropReason;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Message,
+    Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr,
+    RawHardwareAddress,
+};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Ethernet header without tags. Bytes.
+pub const ETHERNET: usize = 14;
+/// Tags that are looked through (802.1Q, 802.1ad), 4 bytes each.
+pub const MAX_TAGS: usize = 2;
+
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+
+/// A frame's outline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// Destination MAC.
+    pub dst: [u8; 6],
+    /// Source MAC.
+    pub src: [u8; 6],
+    /// Ethertype behind any tags.
+    pub ethertype: u16,
+    /// Where the payload begins.
+    pub payload: usize,
+}
+
+impl Outline {
+    /// Reads the outline.
+    ///
+    /// # Errors
+    /// `BadFrame` when it is too short, or its source is a group address (IEEE 802.3 section 3.2.3).
+    pub fn read(frame: &[u8]) -> Result<Self, DropReason> {
+        let bad = DropReason::BadFrame;
+        let (dst, rest) = frame.split_first_chunk::<6>().ok_or(bad)?;
+        let (src, mut rest) = rest.split_first_chunk::<6>().ok_or(bad)?;
+        let mut payload = ETHERNET;
+        let mut tags = 0;
+        let ethertype = loop {
+            let (t, after) = rest.split_first_chunk::<2>().ok_or(bad)?;
+            let t = u16::from_be_bytes(*t);
+            if !matches!(t, 0x8100 | 0x88a8) || tags == MAX_TAGS {
+                break t;
+            }
+            rest = after.get(2..).ok_or(bad)?;
+            payload += 4;
+            tags += 1;
+        };
+        if src[0] & 1 == 1 {
+            return Err(bad);
+        }
+        Ok(Outline { dst: *dst, src: *src, ethertype, payload })
+    }
+
+    /// Group destination (multicast, broadcast)?
+    pub fn is_group(&self) -> bool {
+        self.dst[0] & 1 == 1
+    }
+
+    /// A destination that bridges never forward (IEEE 802.1Q table 8-1): BPDUs, pause, LLDP.
+    pub fn is_link_local(&self) -> bool {
+        self.dst[..5] == [0x01, 0x80, 0xc2, 0, 0] && self.dst[5] < 0x10
+    }
+}
+
+/// What ARP or neighbour discovery asks or says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// Who has `target`? From `sender`, which is unspecified in a probe (RFC 5227) or in DAD (RFC 4862).
+    Ask4 {
+        /// The asker's address.
+        sender: Ipv4Addr,
+        /// Whose MAC is wanted.
+        target: Ipv4Addr,
+    },
+    /// `sender` is at this MAC.
+    Tell4 {
+        /// Whose MAC is told.
+        sender: Ipv4Addr,
+    },
+    /// Neighbour solicitation (RFC 4861).
+    Ask6 {
+        /// The asker's address.
+        sender: Ipv6Addr,
+        /// Whose MAC is wanted.
+        target: Ipv6Addr,
+    },
+    /// Neighbour advertisement.
+    Tell6 {
+        /// Whose MAC is told.
+        target: Ipv6Addr,
+    },
+}
+
+/// Reads ARP and neighbour discovery; `None` for everything else.
+pub fn resolution(frame: &[u8], o: &Outline) -> Option<Resolution> {
+    let payload = frame.get(o.payload..)?;
+    match o.ethertype {
+        ARP => {
+            let arp = ArpPacket::new_checked(payload).ok()?;
+            let ArpRepr::EthernetIpv4 { operation, source_protocol_addr, target_protocol_addr, .. } =
+                ArpRepr::parse(&arp).ok()?
+            else {
+                return None;
+            };
+            match operation {
+                ArpOperation::Request => {
+                    Some(Resolution::Ask4 { sender: source_protocol_addr, target: target_protocol_addr })
+                }
+                ArpOperation::Reply => Some(Resolution::Tell4 { sender: source_protocol_addr }),
+                ArpOperation::Unknown(_) => None,
+            }
+        }
+        IPV6 => {
+            let ip = Ipv6Packet::new_checked(payload).ok()?;
+            if ip.next_header() != IpProtocol::Icmpv6 || ip.hop_limit() != 255 {
+                return None;
+            }
+            let icmp = Icmpv6Packet::new_checked(ip.payload()).ok()?;
+            match icmp.msg_type() {
+                Icmpv6Message::NeighborSolicit => {
+                    Some(Resolution::Ask6 { sender: ip.src_addr(), target: icmp.target_addr() })
+                }
+                Icmpv6Message::NeighborAdvert => Some(Resolution::Tell6 { target: icmp.target_addr() }),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// May this frame come from who has `guard`? MAC always; addresses of the mesh's own prefixes strictly. [P-GUARD]
+///
+/// # Errors
+/// `SourceMac`, `SourceAddress`, `LinkLocal`, `BadFrame`.
+pub fn check_source(frame: &[u8], guard: &Guard, mesh: &MeshPrefixes) -> Result<Outline, DropReason> {
+    let o = Outline::read(frame)?;
+    if o.src != guard.mac {
+        return Err(DropReason::SourceMac);
+    }
+    if o.is_link_local() {
+        return Err(DropReason::LinkLocal);
+    }
+    let may4 = |a: Ipv4Addr| !mesh.holds4(a) || guard.ipv4 == Some(a);
+    let may6 = |a: Ipv6Addr| !mesh.holds6(a) || guard.ipv6 == a;
+    let ok = match resolution(frame, &o) {
+        Some(Resolution::Ask4 { sender, .. } | Resolution::Tell4 { sender }) => may4(sender),
+        Some(Resolution::Ask6 { sender, .. }) => may6(sender),
+        Some(Resolution::Tell6 { target }) => may6(target) && source6(frame, &o).is_none_or(may6),
+        None => match o.ethertype {
+            // An IPv4 or IPv6 packet too short for its addresses has none to spoof, and no host takes it.
+            IPV4 => source4(frame, &o).is_none_or(may4),
+            IPV6 => source6(frame, &o).is_none_or(may6),
+            // ARP that does not parse could still be read by a laxer host.
+            ARP => false,
+            _ => true,
+        },
+    };
+    if ok { Ok(o) } else { Err(DropReason::SourceAddress) }
+}
+
+fn source4(frame: &[u8], o: &Outline) -> Option<Ipv4Addr> {
+    let b: [u8; 4] = frame.get(o.payload + 12..o.payload + 16)?.try_into().ok()?;
+    Some(b.into())
+}
+
+fn source6(frame: &[u8], o: &Outline) -> Option<Ipv6Addr> {
+    let b: [u8; 16] = frame.get(o.payload + 8..o.payload + 24)?.try_into().ok()?;
+    Some(b.into())
+}
+
+/// The answer to "who has `target`", as `owner` would give it; `question` is the asker's frame (its tags are kept).
+pub fn answer(question: &[u8], o: &Outline, r: &Resolution, owner: [u8; 6]) -> Option<Vec<u8>> {
+    let mut out = question.get(..o.payload)?.to_vec();
+    {
+        let mut eth = EthernetFrame::new_unchecked(&mut out[..]);
+        eth.set_dst_addr(EthernetAddress(o.src));
+        eth.set_src_addr(EthernetAddress(owner));
+    }
+    let at = out.len();
+    match *r {
+        Resolution::Ask4 { sender, target } => {
+            let repr = ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Reply,
+                source_hardware_addr: EthernetAddress(owner),
+                source_protocol_addr: target,
+                target_hardware_addr: EthernetAddress(o.src),
+                target_protocol_addr: sender,
+            };
+            out.resize(at + repr.buffer_len(), 0);
+            repr.emit(&mut ArpPacket::new_unchecked(&mut out[at..]));
+        }
+        Resolution::Ask6 { sender, target } => {
+            let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+                flags: NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::OVERRIDE,
+                target_addr: target,
+                lladdr: Some(RawHardwareAddress::from(EthernetAddress(owner))),
+            });
+            let ip = Ipv6Repr {
+                src_addr: target,
+                dst_addr: sender,
+                next_header: IpProtocol::Icmpv6,
+                payload_len: icmp.buffer_len(),
+                hop_limit: 255,
+            };
+            out.resize(at + ip.buffer_len() + icmp.buffer_len(), 0);
+            let mut packet = Ipv6Packet::new_unchecked(&mut out[at..]);
+            ip.emit(&mut packet);
+            icmp.emit(
+                &target,
+                &sender,
+                &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
+                &Default::default(),
+            );
+        }
+        Resolution::Tell4 { .. } | Resolution::Tell6 { .. } => return None,
+    }
+    // The shortest Ethernet payload is 46 bytes; a TAP does not pad, and some hosts mind.
+    out.resize(out.len().max(60), 0);
+    let _ = EthernetProtocol::Arp;
+    Some(out)
+}

@@ -1,0 +1,26 @@
+//! The sans-IO mesh engine: handshake, sessions and their lanes, the layer-2 switch, the node that ties them together.
+//!
+//! Bytes and a time go in; bytes, events and the next deadline come out. No clock, socket, lock or async is in here, so
+//! the simulator plays every race from a seed. The control half is [`Node`]; the data half are [`Sealer`] and
+//! [`Opener`], which work on batches by the [`Snapshot`] that the node publishes. [`Endpoint`] is all three in one
+//! thread.
+#![warn(missing_docs)]
+
+pub mod batch;
+pub mod frame;
+pub mod handshake;
+pub mod lane;
+mod opener;
+pub mod relay_leg;
+mod rng;
+mod sealer;
+mod snapshot;
+mod time;
+
+pub use opener::{LaneStats, Opener};
+pub use rng::Rng;
+pub use sealer::Sealer;
+pub use snapshot::{
+    Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot, THREADS,
+};
+pub use time::Time;

@@ -1,0 +1,258 @@
+//! The receiving half of the data path: datagrams in, frames and upcalls out. A lane's replay window belongs to one opener
+//! for life.
+
+use crate::Time;
+use crate::batch::{Drops, FrameArea, RawUpcall, RxBatch};
+use crate::frame;
+use crate::handshake::Source;
+use crate::lane::{RxLane, RxStats};
+use crate::relay_leg::check_down;
+use crate::snapshot::{Install, PeerId, SessionId, Snapshot};
+use shadowmesh_crypto::secret::Secret;
+use shadowmesh_wire::data::{DataHeader, FragmentHeader, Kind, MAX_FRAME_FRAGMENTS};
+use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, TO_RELAY};
+use shadowmesh_wire::{Class, DropReason, PacketType, classify};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
+
+/// Frames under reassembly, and for how long.
+const MAX_REASSEMBLY: usize = 64;
+const REASSEMBLY_LIFETIME: Duration = Duration::from_millis(200);
+/// A peer sends fragments of one frame only; larger is a lie.
+const MAX_FRAME: usize = 9216 + 22;
+/// Upcalls of one batch at most: the control half's queue.
+const MAX_UPCALLS: usize = 256;
+
+struct Lane {
+    rx: RxLane,
+    session: SessionId,
+    peer: PeerId,
+    number: u8,
+    /// What the last report told.
+    reported: u64,
+}
+
+struct Partial {
+    since: Time,
+    pieces: [Option<Vec<u8>>; MAX_FRAME_FRAGMENTS],
+    count: u8,
+}
+
+/// A lane's statistics, with its place.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneStats {
+    /// Whose.
+    pub session: SessionId,
+    /// Number in the session.
+    pub lane: u8,
+    /// What it has received.
+    pub stats: RxStats,
+}
+
+/// Opens for one thread.
+#[derive(Default)]
+pub struct Opener {
+    lanes: HashMap<u32, Lane>,
+    relays: HashMap<u32, (u32, Secret<32>)>,
+    partial: HashMap<(PeerId, u32), Partial>,
+    /// What was dropped here.
+    pub drops: Drops,
+    /// Frames delivered, and their bytes, by peer.
+    pub received: HashMap<PeerId, (u64, u64)>,
+}
+
+impl Opener {
+    /// An opener without lanes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes what is for an opener; gives the rest back.
+    pub fn install(&mut self, install: Install) -> Option<Install> {
+        match install {
+            Install::Rx { index, lane, session, peer, keys } => {
+                self.lanes.insert(index, Lane { rx: keys, session, peer, number: lane, reported: 0 });
+            }
+            Install::RetireRx { index } => {
+                self.lanes.remove(&index);
+            }
+            Install::RelayDown { relay, slot, key } => {
+                self.relays.retain(|_, (r, _)| *r != relay);
+                self.relays.insert(slot, (relay, key));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Opens every datagram of the batch. Frames that may pass are in the batch's frames, the rest in its upcalls or
+    /// its counters.
+    pub fn open_datagrams(&mut self, now: Time, snapshot: &Snapshot, batch: &mut RxBatch) {
+        for i in 0..batch.datagrams.len() {
+            let (from, range) = batch.datagrams[i].clone();
+            if let Err(reason) = self.open_datagram(now, snapshot, batch, from, range) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    fn open_datagram(
+        &mut self,
+        now: Time,
+        snapshot: &Snapshot,
+        batch: &mut RxBatch,
+        from: SocketAddr,
+        range: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let bytes = &batch.memory[range.clone()];
+        match classify(bytes)? {
+            Class::Stun => Err(DropReason::Malformed),
+            Class::Typed(_) => upcall(batch, RawUpcall::Typed(Source::Udp(from), range)),
+            Class::Data => self.open_data(now, snapshot, batch, Source::Udp(from), range),
+            Class::ByRelay => {
+                let (header, _) = RelayHeader::parse(bytes)?;
+                let (relay, key) = self.relays.get(&header.slot).ok_or(DropReason::UnknownSlot)?;
+                let (relay, handle) = (*relay, check_down(key, &header)?);
+                let inner = range.start + RELAY_HEADER..range.end;
+                if handle == TO_RELAY {
+                    return upcall(batch, RawUpcall::FromRelay { relay, from, packet: inner });
+                }
+                let source = Source::Relay { relay, handle };
+                match classify(&batch.memory[inner.clone()])? {
+                    // RESET is the relay's own word, never a forwarded one.
+                    Class::Typed(PacketType::Reset) => Err(DropReason::Malformed),
+                    Class::Typed(_) => upcall(batch, RawUpcall::Typed(source, inner)),
+                    Class::Data => self.open_data(now, snapshot, batch, source, inner),
+                    Class::Stun | Class::ByRelay => Err(DropReason::Malformed),
+                }
+            }
+        }
+    }
+
+    fn open_data(
+        &mut self,
+        now: Time,
+        snapshot: &Snapshot,
+        batch: &mut RxBatch,
+        source: Source,
+        range: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let datagram = &mut batch.memory[range.clone()];
+        let header = DataHeader::parse(datagram)?;
+        let lane = self.lanes.get_mut(&header.index).ok_or(DropReason::UnknownIndex)?;
+        let (kind, body) = lane.rx.open_in_place(now, datagram)?;
+        let body = range.start + body.start..range.start + body.end;
+        let (peer, session) = (lane.peer, lane.session);
+        match kind {
+            Kind::Frame => self.deliver(snapshot, batch, peer, FrameArea::Slot(body)),
+            Kind::Fragment => {
+                let Some(area) = self.reassemble(now, batch, peer, body)? else { return Ok(()) };
+                self.deliver(snapshot, batch, peer, area)
+            }
+            Kind::Control | Kind::Report | Kind::Ping | Kind::Pong => {
+                upcall(batch, RawUpcall::Plain { session, peer, source, kind, body })
+            }
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        snapshot: &Snapshot,
+        batch: &mut RxBatch,
+        peer: PeerId,
+        area: FrameArea,
+    ) -> Result<(), DropReason> {
+        // A lane that outlives its peer's place in the snapshot (revoked, left) delivers nothing.
+        let forward = snapshot.peers.get(&peer).ok_or(DropReason::NotMember)?;
+        let frame = batch.frame(&area);
+        if frame.len() > snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS {
+            return Err(DropReason::BadFrame);
+        }
+        let o = frame::check_source(frame, &forward.guard, &snapshot.prefixes)?;
+        if !o.is_group() && o.dst != snapshot.mac {
+            return Err(DropReason::UnknownDestination);
+        }
+        let received = self.received.entry(peer).or_default();
+        received.0 += 1;
+        received.1 += frame.len() as u64;
+        batch.frames.push((area, None));
+        Ok(())
+    }
+
+    /// Adds a piece; gives the frame when it is whole. Kept by (peer, frame id), so a rekey or another lane in between
+    /// does no harm.
+    fn reassemble(
+        &mut self,
+        now: Time,
+        batch: &mut RxBatch,
+        peer: PeerId,
+        body: Range<usize>,
+    ) -> Result<Option<FrameArea>, DropReason> {
+        let (header, piece) = FragmentHeader::parse(&batch.memory[body])?;
+        let key = (peer, header.id);
+        if !self.partial.contains_key(&key) {
+            self.expire(now);
+            if self.partial.len() >= MAX_REASSEMBLY {
+                // The oldest makes room: under loss it is the one least likely to be completed.
+                let oldest = self.partial.iter().min_by_key(|(_, p)| p.since).map(|(k, _)| *k);
+                if let Some(oldest) = oldest {
+                    self.partial.remove(&oldest);
+                    self.drops.count(DropReason::Reassembly);
+                }
+            }
+        }
+        let partial = self.partial.entry(key).or_insert_with(|| Partial {
+            since: now,
+            pieces: Default::default(),
+            count: header.count,
+        });
+        if partial.count != header.count {
+            return Err(DropReason::Malformed);
+        }
+        partial.pieces[usize::from(header.index)] = Some(piece.to_vec());
+        let pieces = &partial.pieces[..usize::from(header.count)];
+        if pieces.iter().any(Option::is_none) {
+            return Ok(None);
+        }
+        let start = batch.reassembled.len();
+        for p in pieces.iter().flatten() {
+            batch.reassembled.extend_from_slice(p);
+        }
+        self.partial.remove(&key);
+        let len = batch.reassembled.len() - start;
+        if len > MAX_FRAME {
+            batch.reassembled.truncate(start);
+            return Err(DropReason::TooLong);
+        }
+        Ok(Some(FrameArea::Reassembled(start..start + len)))
+    }
+
+    /// Drops frames whose other fragments did not come.
+    pub fn expire(&mut self, now: Time) {
+        let before = self.partial.len();
+        self.partial.retain(|_, p| now.since(p.since) < REASSEMBLY_LIFETIME);
+        for _ in self.partial.len()..before {
+            self.drops.count(DropReason::Reassembly);
+        }
+    }
+
+    /// Lanes that received something since the last call: what reports tell.
+    pub fn take_stats(&mut self) -> Vec<LaneStats> {
+        let mut out = Vec::new();
+        for lane in self.lanes.values_mut().filter(|l| l.rx.stats.received != l.reported) {
+            lane.reported = lane.rx.stats.received;
+            out.push(LaneStats { session: lane.session, lane: lane.number, stats: lane.rx.stats });
+        }
+        out
+    }
+}
+
+fn upcall(batch: &mut RxBatch, up: RawUpcall) -> Result<(), DropReason> {
+    if batch.upcalls.len() >= MAX_UPCALLS {
+        return Err(DropReason::QueueFull);
+    }
+    batch.upcalls.push(up);
+    Ok(())
+}
