@@ -7,17 +7,26 @@
 #![warn(missing_docs)]
 
 pub mod batch;
+mod endpoint;
 pub mod frame;
 pub mod handshake;
 pub mod lane;
+mod node;
 mod opener;
+mod pull;
 pub mod relay_leg;
+mod relay_link;
 mod rng;
 mod sealer;
 mod snapshot;
 mod time;
 
+pub use endpoint::Endpoint;
+pub use node::{
+    Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer, Work, WorkDone,
+};
 pub use opener::{LaneStats, Opener};
+pub use relay_link::{LinkEvent, RelayLink};
 pub use rng::Rng;
 pub use sealer::Sealer;
 pub use snapshot::{

@@ -7,14 +7,17 @@ mod cookie;
 mod fragments;
 mod initiator;
 mod limits;
+mod rekey;
 mod responder;
 mod transcript;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use fragments::Pieces;
 pub use initiator::{Credential, Finished, Initiator, InitiatorConfig, Progress, ResponderLeaf};
 pub use limits::Limits;
+pub use rekey::{Parent, Rekey, RekeyOpened};
 pub use responder::{Asked, Incoming, Local, Opened, Responder};
 pub use transcript::{Role, SessionKeys};
 

@@ -1,0 +1,168 @@
+//! Openings by others: members that come to this node.
+
+use super::session::Root;
+use super::Node;
+use crate::handshake::{Incoming, Local, Opened, Role, Source};
+use crate::Time;
+use shadowmesh_identity::chain::Chain;
+use shadowmesh_identity::{Fact, NodeId};
+use shadowmesh_wire::DropReason;
+use shadowmesh_wire::PacketType;
+use shadowmesh_wire::handshake::{CredentialKind, Established, RelayGrant, Sid};
+
+impl Node {
+    /// A handshake packet or RESET.
+    pub(super) fn handle_typed(&mut self, now: Time, source: Source, packet: &[u8]) -> Result<(), DropReason> {
+        let packet_type =
+            packet.first().and_then(|b| PacketType::from_byte(*b)).ok_or(DropReason::Malformed)?;
+        match packet_type {
+            PacketType::Challenge
+            | PacketType::Established
+            | PacketType::NeedCert
+            | PacketType::LeafReply
+            | PacketType::Reset => {
+                if let Source::Udp(from) = source
+                    && self.handle_relay_typed(now, from, packet)?
+                {
+                    return Ok(());
+                }
+                if self.handle_opening(now, source, packet)? {
+                    return Ok(());
+                }
+                Err(DropReason::UnknownHandshake)
+            }
+            PacketType::Hello | PacketType::Response | PacketType::Cert | PacketType::LeafRequest => {
+                self.answer(now, source, packet)
+            }
+        }
+    }
+
+    fn answer(&mut self, now: Time, source: Source, packet: &[u8]) -> Result<(), DropReason> {
+        if self.revoked_self {
+            return Err(DropReason::NotMember);
+        }
+        let leaves = self.own.keys();
+        let local = Local {
+            contact: &self.contact,
+            node: self.id.0,
+            leaves: &leaves,
+            bundle: &self.bundle,
+            kinds: &[CredentialKind::Member],
+        };
+        let incoming = self.responder.handle(now, source, packet, &[local], &mut self.rng)?;
+        match incoming {
+            Incoming::Pending => {}
+            Incoming::Reply(packets) => {
+                for p in packets {
+                    self.send_typed(&source, p);
+                }
+            }
+            Incoming::Opened(opened) => self.answer_member(now, opened)?,
+            Incoming::Certificates(asked) => self.verify_certificates(now, asked),
+        }
+        Ok(())
+    }
+
+    /// What a member's own LEAF bundle is: its chain.
+    pub(super) fn refresh_bundle(&mut self, now: Time) {
+        let chain = self.roster.chain(&self.id, self.unix(now)).unwrap_or_default();
+        self.bundle = chain.iter().flat_map(|f| f.bytes().iter().copied()).collect();
+    }
+
+    /// A RESPONSE that opened: known certificate and leaf go on, others are asked for.
+    fn answer_member(&mut self, now: Time, opened: Box<Opened>) -> Result<(), DropReason> {
+        let (certificate, leaf) = opened.credential.split_at(32);
+        let (Some(certificate), Some(leaf)) = (Self::parse_hash(certificate), Self::parse_hash(leaf)) else {
+            return Err(DropReason::Malformed);
+        };
+        let node = self.roster.get(&certificate).filter(|f| f.certificate().is_some()).map(Fact::subject);
+        let known = node.filter(|_| self.roster.get(&leaf).is_some_and(|l| l.leaf().is_some()));
+        match known {
+            Some(node) => self.establish(now, opened, node, certificate, leaf),
+            None => {
+                let source = opened.source;
+                let packet = self.responder.ask(now, opened)?;
+                self.send_typed(&source, packet);
+                Ok(())
+            }
+        }
+    }
+
+    /// The initiator's certificates are good; their hashes must be those in RESPONSE.
+    pub(super) fn certificates_checked(&mut self, now: Time, source: Source, sid: Sid, chain: Chain) {
+        let Some(opened) = self.responder.resume(source, sid) else { return };
+        let (certificate, leaf) = opened.credential.split_at(32);
+        let shown = (
+            Some(chain.certificate.fact().id()),
+            chain.leaf.as_ref().map(|l| l.fact().id()),
+        );
+        if shown != (Self::parse_hash(certificate), Self::parse_hash(leaf)) {
+            self.drops.count(DropReason::BadHandshake);
+            return;
+        }
+        let node = chain.subject();
+        for fact in chain.into_facts() {
+            self.merge(now, fact, None);
+        }
+        if let (Some(certificate), Some(leaf)) = shown
+            && let Err(reason) = self.establish(now, opened, node, certificate, leaf)
+        {
+            self.drops.count(reason);
+        }
+    }
+
+    /// Answers a member: the session receives, and sends nothing before the initiator confirms.
+    fn establish(
+        &mut self,
+        now: Time,
+        opened: Box<Opened>,
+        node: NodeId,
+        certificate: [u8; 32],
+        leaf_hash: [u8; 32],
+    ) -> Result<(), DropReason> {
+        let unix = self.unix(now);
+        let member = self.roster.member(&node).ok_or(DropReason::NotMember)?;
+        let valid = node != self.id && self.roster.is_valid(&node, unix).is_ok();
+        // The certificate that counts, and one of the leaves that do.
+        let leaf = member.leaves().find(|l| l.id() == leaf_hash).and_then(Fact::leaf);
+        let leaf = leaf.filter(|l| l.not_after > unix).ok_or(DropReason::NotMember)?;
+        if !valid || member.fact.id() != certificate {
+            return Err(DropReason::NotMember);
+        }
+        let key = (*leaf.key).clone();
+        let p = self.peer_of(&node).ok_or(DropReason::OverLimit)?;
+        // What an initiator makes us hold before it has confirmed is bounded.
+        let unconfirmed = self.peers[p as usize].sessions.iter().filter(|s| !s.confirmed).count();
+        if unconfirmed >= 3 {
+            return Err(DropReason::OverLimit);
+        }
+        let rx = self.fresh_indexes();
+        let established = Established {
+            sid_r: self.rng.bytes(),
+            instance: self.instance,
+            lanes: rx,
+            observed: opened.source.observed(),
+            mtu: self.config.path_mtu as u16,
+            wall: self.clock(now),
+            relay: RelayGrant::default(),
+        };
+        let source = opened.source;
+        let finished =
+            self.responder.finish(now, opened, Some(&key), &[&certificate, &leaf_hash], &established);
+        let (packets, keys) = match finished {
+            Ok(x) => x,
+            Err(e) => {
+                for index in rx {
+                    self.indexes.remove(&index);
+                }
+                return Err(e);
+            }
+        };
+        let root = Root { begun_by: node, begun: now, confirmed: now, instance: 0 };
+        self.add_session(now, p, Role::Responder, root, None, keys, rx, established.sid_r);
+        for packet in packets {
+            self.send_typed(&source, packet);
+        }
+        Ok(())
+    }
+}

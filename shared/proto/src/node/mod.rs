@@ -1,0 +1,605 @@
+//! The control half: who is a peer, which sessions stand, what the roster says, what the data half forwards by.
+//!
+//! # How it is driven
+//! Handle one thing (`handle_*`), then drain **in this order**: [`Node::poll_install`] into sealers and openers,
+//! [`Node::poll_event`] (a [`Event::Save`] is durable before anything after it is sent), [`Node::poll_frame`] into the
+//! device, [`Node::poll_transmit`] into the socket, [`Node::poll_work`] to a worker; then take [`Node::snapshot`] if its version grew,
+//! and come back at [`Node::poll_timeout`]. Time never runs back. Each call does a bounded amount of work.
+
+mod answer;
+mod own;
+mod peer;
+mod relays;
+mod session;
+mod sessions;
+mod switch;
+mod sync;
+
+use crate::batch::{Drops, Plain, Upcall};
+use crate::handshake::{Credential, Responder, Source};
+use crate::snapshot::{Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
+use crate::{LaneStats, Rng, Sealer, Time};
+use peer::Peer;
+use shadowmesh_crypto::Hash;
+use shadowmesh_crypto::aead::Suite;
+use shadowmesh_crypto::kem;
+use shadowmesh_crypto::sign::SigningKey;
+use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
+use shadowmesh_wire::DropReason;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use own::{OwnKeys, SavedLeaf};
+pub use relays::RelayStatus;
+pub use sync::{Work, WorkDone};
+pub(crate) use sync::check_relay_bundle;
+
+/// What a node is made from.
+pub struct NodeConfig {
+    /// The network.
+    pub genesis: Genesis,
+    /// The identity in it.
+    pub identity: Arc<SigningKey>,
+    /// Facts from the store; the own certificate is among them.
+    pub facts: Vec<Vec<u8>>,
+    /// Leaf and pseudonym keys from the store.
+    pub keys: OwnKeys,
+    /// Suites, the preferred first.
+    pub suites: Vec<Suite>,
+    /// MTU of the device, bytes.
+    pub mtu: usize,
+    /// Largest datagram to a peer before its path is probed, without a relay header, bytes.
+    pub path_mtu: usize,
+    /// Between rekeys.
+    pub rekey: Duration,
+    /// Both ends start a rekey at the interval: the simulator and a test force simultaneous ones by it.
+    pub rekey_both: bool,
+    /// Configured addresses of peers.
+    pub endpoints: HashMap<NodeId, SocketAddr>,
+    /// Data threads, each with a sealer; 1 to 3.
+    pub data_threads: usize,
+    /// Seed of all randomness.
+    pub seed: [u8; 32],
+}
+
+/// Why a deadline was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    /// A peer: opening, session, ping, pull.
+    Peer(PeerId),
+    /// A relay link.
+    Relay(u32),
+    /// The own leaf, the clock, what strangers left.
+    Housekeeping,
+}
+
+/// What the driver must know or do.
+#[derive(Debug)]
+pub enum Event {
+    /// The roster has changed: store [`Node::facts`].
+    SaveRoster,
+    /// The own keys have changed: store [`Node::own_keys`].
+    SaveKeys,
+    /// A relay's name needs an address: [`Node::set_relay_address`].
+    Resolve {
+        /// The node's number for it.
+        relay: u32,
+        /// Host name or address.
+        host: String,
+        /// UDP port.
+        port: u16,
+    },
+    /// A session with a peer stands, by this route.
+    PeerUp(NodeId, Route),
+    /// None stands any more, in words why.
+    PeerDown(NodeId, &'static str),
+    /// A ping was answered.
+    Pong {
+        /// By whom.
+        peer: NodeId,
+        /// As asked.
+        id: u64,
+        /// Round trip.
+        rtt: Duration,
+        /// How the answer came.
+        source: Source,
+    },
+    /// A relay is there.
+    RelayUp(NodeId),
+    /// A relay is not there any more.
+    RelayDown(NodeId),
+    /// A member was revoked, or its admin was; its session is cut.
+    Revoked(NodeId),
+    /// This node was revoked.
+    SelfRevoked,
+}
+
+/// What `status` and `peers` show of a peer.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Who.
+    pub node: NodeId,
+    /// How it is reached, while a session stands.
+    pub route: Option<Route>,
+    /// Last round trip.
+    pub rtt: Option<Duration>,
+    /// Share of sent packets that its reports did not count.
+    pub loss: Option<f64>,
+    /// Suite of the session.
+    pub suite: Option<Suite>,
+    /// When the keys in use were made.
+    pub keyed: Option<Time>,
+    /// When it was last heard.
+    pub last_rx: Option<Time>,
+    /// Largest datagram to it, bytes.
+    pub mtu: usize,
+    /// Seconds that its clock is ahead of ours.
+    pub skew: Option<i64>,
+}
+
+/// Most peers that are tracked; a network may be larger, this node then talks to that many.
+const MAX_PEERS: usize = 4096;
+/// Sessions of one peer at once: sending, replaced, and being made.
+const MAX_SESSIONS: usize = 6;
+
+/// The node.
+pub struct Node {
+    config: NodeConfig,
+    id: NodeId,
+    roster: Roster,
+    rng: Rng,
+    instance: u64,
+    /// Unix seconds at `Time(0)`, as last told.
+    wall_base: i64,
+    own: own::Own,
+    responder: Responder,
+    contact: crate::handshake::Contact,
+    peers: Vec<Peer>,
+    by_node: HashMap<NodeId, PeerId>,
+    /// Every session's peer.
+    sessions: HashMap<SessionId, PeerId>,
+    indexes: HashMap<u32, SessionId>,
+    next_session: SessionId,
+    next_lane: LaneId,
+    /// The control half's own sealer, for thread 0.
+    sealer: Sealer,
+    links: Vec<relays::Link>,
+    /// Members that a session is kept with.
+    neighbours: Vec<NodeId>,
+    /// What a LEAF_REQUEST of a member pulls.
+    bundle: Vec<u8>,
+    last_unix: u64,
+    jobs: HashMap<u64, sync::Pending>,
+    next_job: u64,
+    housekeeping: Time,
+    revoked_self: bool,
+    snapshot: Arc<Snapshot>,
+    dirty: bool,
+    out: VecDeque<(SocketAddr, Vec<u8>)>,
+    frames: VecDeque<Vec<u8>>,
+    installs: VecDeque<Install>,
+    events: VecDeque<Event>,
+    work: VecDeque<Work>,
+    /// What was dropped in the control half.
+    pub drops: Drops,
+}
+
+impl Node {
+    /// A node; nothing is sent before the first timeout. `wall` is the clock, Unix seconds.
+    pub fn new(config: NodeConfig, now: Time, wall: u64) -> Self {
+        let mut rng = Rng::from_seed(config.seed);
+        let id = NodeId::of(config.identity.public());
+        let (roster, _) = Roster::restore(config.genesis.clone(), config.facts.iter().cloned());
+        let network = config.genesis.id();
+        let prefix6 = {
+            let mut p = [0; 8];
+            p.copy_from_slice(&id.ipv6(&network).octets()[..8]);
+            p
+        };
+        let snapshot = Arc::new(Snapshot {
+            version: 0,
+            mac: id.mac(),
+            mtu: config.mtu,
+            prefixes: MeshPrefixes { subnet4: config.genesis.subnet4, prefix6 },
+            peers: HashMap::new(),
+            macs: HashMap::new(),
+            flood: vec![],
+            unreached: false,
+        });
+        let instance = rng.u64();
+        let responder = Responder::new(config.suites.clone(), 20.0, now, &mut rng);
+        let fragment_id = rng.u64() as u32;
+        let mut node = Node {
+            contact: crate::handshake::Contact::node(&network.0, &id.0),
+            own: own::Own::new(&config.keys),
+            id,
+            roster,
+            instance,
+            wall_base: 0,
+            responder,
+            peers: vec![],
+            by_node: HashMap::new(),
+            sessions: HashMap::new(),
+            indexes: HashMap::new(),
+            next_session: 0,
+            next_lane: 0,
+            sealer: Sealer::new(0, fragment_id),
+            links: vec![],
+            neighbours: vec![],
+            bundle: vec![],
+            last_unix: wall,
+            jobs: HashMap::new(),
+            next_job: 0,
+            housekeeping: now,
+            revoked_self: false,
+            snapshot,
+            dirty: true,
+            out: VecDeque::new(),
+            frames: VecDeque::new(),
+            installs: VecDeque::new(),
+            events: VecDeque::new(),
+            work: VecDeque::new(),
+            drops: Drops::default(),
+            rng,
+            config,
+        };
+        node.set_wall(now, wall);
+        node.refresh_own(now);
+        node.refresh_members(now);
+        node.refresh_relays(now);
+        node.publish(now);
+        node
+    }
+
+    // Getters.
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The facts, as read.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The network's genesis.
+    pub fn genesis(&self) -> &Genesis {
+        &self.config.genesis
+    }
+
+    /// Facts to store.
+    pub fn facts(&self) -> impl Iterator<Item = &[u8]> {
+        self.roster.held().map(Fact::bytes)
+    }
+
+    /// Keys to store.
+    pub fn own_keys(&self) -> OwnKeys {
+        self.own.save()
+    }
+
+    /// What the control half's own sealer dropped.
+    pub fn sealer_drops(&self) -> &Drops {
+        &self.sealer.drops
+    }
+
+    /// A peer's number, as counters use it.
+    pub fn peer_id(&self, node: &NodeId) -> Option<PeerId> {
+        self.by_node.get(node).copied()
+    }
+
+    /// What the data half forwards by.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.clone()
+    }
+
+    /// The node's time of day: the greatest of the clock, and the newest fact by an admin. Unix seconds.
+    /// (A machine without a clock battery joins; the build date is the driver's to add.)
+    pub fn unix(&self, now: Time) -> u64 {
+        self.clock(now).max(self.roster.newest_admin_fact_time())
+    }
+
+    /// The clock alone.
+    fn clock(&self, now: Time) -> u64 {
+        u64::try_from(self.wall_base + (now.0 / 1_000_000_000) as i64).unwrap_or(0)
+    }
+
+    /// How long until the next thing is due, and what it is.
+    pub fn poll_timeout(&self) -> Option<(Time, Timer)> {
+        let mut next = Some((self.housekeeping, Timer::Housekeeping));
+        let mut consider = |at: Option<Time>, timer: Timer| {
+            if let Some(at) = at
+                && next.is_none_or(|(t, _)| at < t)
+            {
+                next = Some((at, timer));
+            }
+        };
+        for p in &self.peers {
+            consider(p.deadline(self.wants_session(p)), Timer::Peer(p.id));
+        }
+        for (i, l) in self.links.iter().enumerate() {
+            consider(l.deadline(), Timer::Relay(i as u32));
+        }
+        next
+    }
+
+    /// What `status` shows.
+    pub fn peer_status(&self) -> Vec<PeerStatus> {
+        let status = |p: &Peer| {
+            let current = p.current();
+            PeerStatus {
+                node: p.node,
+                route: current.and_then(|_| self.route(p)),
+                rtt: current.and(p.rtt),
+                loss: current.and(p.loss),
+                suite: current.map(|s| s.suite),
+                keyed: current.map(|s| s.established),
+                last_rx: p.last_rx,
+                mtu: self.config.path_mtu,
+                skew: p.skew,
+            }
+        };
+        self.peers.iter().filter(|p| self.is_live(&p.node)).map(status).collect()
+    }
+
+    // Handles.
+
+    /// What an opener could not decide.
+    pub fn handle_upcall(&mut self, now: Time, upcall: Upcall<'_>) {
+        let result = match upcall {
+            Upcall::Typed { source, packet } => self.handle_typed(now, source, packet),
+            Upcall::Plain(plain) => self.handle_plain(now, plain),
+            Upcall::FromRelay { relay, from, packet } => self.handle_relay_session(now, relay, from, packet),
+        };
+        if let Err(reason) = result {
+            self.drops.count(reason);
+        }
+        self.publish(now);
+    }
+
+    /// Receiver statistics from the openers: they become reports, and say who is alive. `most_sealed` is the greatest
+    /// counter of any sending lane.
+    pub fn handle_stats(&mut self, now: Time, stats: &[LaneStats], most_sealed: u64) {
+        self.report(now, stats);
+        if most_sealed > sessions::REKEY_PACKETS {
+            self.rekey_all(now);
+        }
+        self.publish(now);
+    }
+
+    /// A finished job.
+    pub fn handle_work(&mut self, now: Time, done: WorkDone) {
+        self.finish_work(now, done);
+        self.publish(now);
+    }
+
+    /// A frame from the device that the sealer left to us.
+    pub fn handle_frame(&mut self, now: Time, frame: &[u8]) {
+        if let Err(reason) = self.switch_frame(now, frame) {
+            self.drops.count(reason);
+        }
+        self.publish(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if now >= self.housekeeping {
+            self.housekeeping = now + Duration::from_secs(10);
+            self.responder.expire(now);
+            self.refresh_own(now);
+            self.refresh_members(now);
+        }
+        for i in 0..self.links.len() {
+            if self.links[i].deadline().is_some_and(|d| d <= now) {
+                self.link_timeout(now, i);
+            }
+        }
+        for p in 0..self.peers.len() {
+            let wants = self.wants_session(&self.peers[p]);
+            if self.peers[p].deadline(wants).is_some_and(|d| d <= now) {
+                self.peer_timeout(now, p as PeerId);
+            }
+        }
+        self.publish(now);
+    }
+
+    // Commands.
+
+    /// The wall clock, Unix seconds: at the start, and when it was set.
+    pub fn set_wall(&mut self, now: Time, wall: u64) {
+        self.wall_base = wall as i64 - (now.0 / 1_000_000_000) as i64;
+    }
+
+    /// Asks a peer; the answer is [`Event::Pong`]. A session is made when there is none.
+    pub fn ping(&mut self, now: Time, node: &NodeId, id: u64) -> bool {
+        let Some(p) = self.by_node.get(node).copied() else { return false };
+        self.want(now, p);
+        self.peers[p as usize].pings.push_back((id, now));
+        if self.peers[p as usize].pings.len() > 16 {
+            self.peers[p as usize].pings.pop_front();
+        }
+        self.flush_pings(now, p);
+        true
+    }
+
+    /// Adds a fact that this node or its admin has just signed, and tells the others.
+    pub fn add_fact(&mut self, now: Time, fact: shadowmesh_identity::Verified) {
+        self.merge(now, fact, None);
+        self.publish(now);
+    }
+
+    /// Says goodbye on every session: peers need not wait for silence.
+    pub fn shutdown(&mut self, now: Time) {
+        for p in 0..self.peers.len() {
+            if self.peers[p].sending.is_some() {
+                self.send_control(now, p as PeerId, &shadowmesh_wire::control::Control::Bye);
+            }
+        }
+    }
+
+    // Polls.
+
+    /// Keys for the data half: before anything is sent.
+    pub fn poll_install(&mut self) -> Option<Install> {
+        self.installs.pop_front()
+    }
+
+    /// What happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// A frame for the local device.
+    pub fn poll_frame(&mut self) -> Option<Vec<u8>> {
+        self.frames.pop_front()
+    }
+
+    /// A datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.out.pop_front()
+    }
+
+    /// A bounded job for another thread (or this one): its result goes to [`Node::handle_work`].
+    pub fn poll_work(&mut self) -> Option<Work> {
+        self.work.pop_front()
+    }
+
+    // Inside.
+
+    /// Keys to the data half, except those of the control half's own lanes.
+    fn install(&mut self, install: Install) {
+        if let Some(other) = self.sealer.install(install) {
+            self.installs.push_back(other);
+        }
+    }
+
+    fn is_live(&self, node: &NodeId) -> bool {
+        *node != self.id && self.roster.is_valid(node, self.roster.newest_admin_fact_time()).is_ok()
+    }
+
+    /// The peer with this number, or the one that gets the next.
+    fn peer_of(&mut self, node: &NodeId) -> Option<PeerId> {
+        if let Some(p) = self.by_node.get(node) {
+            return Some(*p);
+        }
+        if self.peers.len() >= MAX_PEERS {
+            return None;
+        }
+        let id = self.peers.len() as PeerId;
+        let mut peer = Peer::new(id, *node);
+        peer.endpoint = self.config.endpoints.get(node).copied();
+        self.peers.push(peer);
+        self.by_node.insert(*node, id);
+        Some(id)
+    }
+
+    /// Members that the roster knows become peers; those it no longer allows are cut.
+    fn refresh_members(&mut self, now: Time) {
+        let unix = self.unix(now);
+        let members: Vec<NodeId> = self.roster.members().map(|m| m.id).filter(|m| *m != self.id).collect();
+        for node in members {
+            let valid = self.roster.is_valid(&node, unix);
+            match (valid, self.by_node.get(&node).copied()) {
+                (Ok(()), None) => {
+                    self.peer_of(&node);
+                    self.dirty = true;
+                }
+                (Err(e), Some(p)) if !self.peers[p as usize].sessions.is_empty() => {
+                    self.cut(now, p, &e.to_string());
+                }
+                _ => {}
+            }
+        }
+        self.last_unix = unix;
+        self.refresh_neighbours(now);
+        self.refresh_bundle(now);
+        if !self.revoked_self
+            && matches!(
+                self.roster.is_valid(&self.id, unix),
+                Err(shadowmesh_identity::Invalid::Revoked | shadowmesh_identity::Invalid::IssuerRevoked)
+            )
+        {
+            self.revoked_self = true;
+            self.events.push_back(Event::SelfRevoked);
+        }
+    }
+
+    /// How to reach a peer now: where it was heard, else a configured address, else by the relay that its leaf names.
+    fn route(&self, p: &Peer) -> Option<Route> {
+        let usable = |r: &Route| match r {
+            Route::Udp(_) => true,
+            Route::Relay { relay, .. } => self.links.get(*relay as usize).is_some_and(|l| l.is_up()),
+        };
+        if let Some(r) = p.route.filter(usable) {
+            return Some(r);
+        }
+        if let Some(a) = p.endpoint {
+            return Some(Route::Udp(a));
+        }
+        let member = self.roster.member(&p.node)?;
+        let by_leaf = member.leaves().filter_map(Fact::leaf).flat_map(|l| l.locations.iter()).find_map(|l| {
+            let relay = self.links.iter().position(|k| k.relay() == &l.relay.0 && k.is_up())?;
+            Some(Route::Relay { relay: relay as u32, handle: l.handle })
+        });
+        // A route whose relay is down now is still a route: the session waits for the relay's return.
+        by_leaf.or(p.route)
+    }
+
+    fn publish(&mut self, _now: Time) {
+        if !self.dirty {
+            return;
+        }
+        self.dirty = false;
+        let mut peers = HashMap::new();
+        let (mut macs, mut flood, mut unreached) = (HashMap::new(), vec![], false);
+        for p in &self.peers {
+            let Some(member) = self.roster.member(&p.node).filter(|_| self.is_live(&p.node)) else { continue };
+            let lanes = p.current().and_then(|s| s.tx);
+            let route = self.route(p);
+            macs.insert(member.mac, p.id);
+            match (lanes, route) {
+                (Some(_), Some(_)) => flood.push(p.id),
+                _ => unreached = true,
+            }
+            let forward = Forward {
+                peer: p.id,
+                lanes: route.and(lanes),
+                route: route.unwrap_or(Route::Relay { relay: u32::MAX, handle: 0 }),
+                mtu: self.config.path_mtu,
+                guard: Guard { mac: member.mac, ipv4: member.ipv4, ipv6: member.ipv6 },
+            };
+            peers.insert(p.id, forward);
+        }
+        let old = &self.snapshot;
+        self.snapshot = Arc::new(Snapshot {
+            version: old.version + 1,
+            mac: old.mac,
+            mtu: old.mtu,
+            prefixes: old.prefixes,
+            peers,
+            macs,
+            flood,
+            unreached,
+        });
+    }
+
+    fn credential(&self, now: Time) -> Option<Credential> {
+        let facts = self.roster.chain(&self.id, self.unix(now))?;
+        let member = self.roster.member(&self.id)?;
+        let leaf = member.leaf_fact(self.unix(now))?;
+        let key: Arc<kem::SecretKey> = self.own.leaf_key(&leaf.id())?;
+        let chain: Vec<u8> = facts.iter().flat_map(|f| f.bytes().iter().copied()).collect();
+        Some(Credential::Member { certificate: member.fact.id(), leaf: leaf.id(), key, chain: chain.into() })
+    }
+
+    fn handle_plain(&mut self, now: Time, plain: Plain<'_>) -> Result<(), DropReason> {
+        let p = *self.sessions.get(&plain.session).ok_or(DropReason::NoSession)?;
+        self.handle_peer_plain(now, p, plain)
+    }
+
+    fn parse_hash(bytes: &[u8]) -> Option<Hash> {
+        bytes.try_into().ok()
+    }
+}

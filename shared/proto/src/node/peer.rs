@@ -1,0 +1,115 @@
+//! A peer as the control half knows it: its sessions, its opening, what waits for it.
+
+use super::session::Session;
+use crate::handshake::Initiator;
+use crate::pull::Puller;
+use crate::snapshot::{PeerId, Route, SessionId};
+use crate::time::earlier;
+use crate::Time;
+use shadowmesh_identity::NodeId;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Frames kept while a session is being made.
+pub(super) const MAX_QUEUED: usize = 32;
+/// And for how long.
+pub(super) const QUEUE_LIFETIME: Duration = Duration::from_secs(3);
+/// First wait after a failed opening; doubles.
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// And its end.
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// A peer and everything about it that moves.
+pub(super) struct Peer {
+    pub id: PeerId,
+    pub node: NodeId,
+    pub sessions: Vec<Session>,
+    /// The one that is sent on.
+    pub sending: Option<SessionId>,
+    pub opening: Option<Initiator>,
+    /// The opening (or the next one) pulls the leaf: the one at hand did not answer.
+    pub pull_leaf: bool,
+    pub next_try: Time,
+    pub backoff: Duration,
+    /// A session is wanted until then, for traffic or by a command.
+    pub wanted_until: Time,
+    /// A configured address.
+    pub endpoint: Option<std::net::SocketAddr>,
+    /// Where it was last heard, authenticated.
+    pub route: Option<Route>,
+    pub queue: VecDeque<(Time, Vec<u8>)>,
+    pub puller: Puller,
+    pub pings: VecDeque<(u64, Time)>,
+    pub next_ping: Time,
+    pub unanswered: u32,
+    pub rtt: Option<Duration>,
+    pub last_rx: Option<Time>,
+    /// Something other than keepalives came or went.
+    pub last_active: Time,
+    /// Stamp of its last ping, microseconds, and when it came: reports echo it.
+    pub echo: (u32, Time),
+    pub next_sync: Option<Time>,
+    /// Seconds that its clock is ahead of ours.
+    pub skew: Option<i64>,
+    /// Receiver report counters: packets that it says have arrived, by lane of the sending session.
+    pub loss: Option<f64>,
+}
+
+impl Peer {
+    pub fn new(id: PeerId, node: NodeId) -> Self {
+        Peer {
+            id,
+            node,
+            sessions: vec![],
+            sending: None,
+            opening: None,
+            pull_leaf: false,
+            next_try: Time(0),
+            backoff: FIRST_BACKOFF,
+            wanted_until: Time(0),
+            endpoint: None,
+            route: None,
+            queue: VecDeque::new(),
+            puller: Puller::default(),
+            pings: VecDeque::new(),
+            next_ping: Time(0),
+            unanswered: 0,
+            rtt: None,
+            last_rx: None,
+            last_active: Time(0),
+            echo: (0, Time(0)),
+            next_sync: None,
+            skew: None,
+            loss: None,
+        }
+    }
+
+    pub fn session(&self, id: SessionId) -> Option<&Session> {
+        self.sessions.iter().find(|s| s.id == id)
+    }
+
+    pub fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|s| s.id == id)
+    }
+
+    /// The session that is sent on.
+    pub fn current(&self) -> Option<&Session> {
+        self.sending.and_then(|id| self.session(id))
+    }
+
+    /// When something is due.
+    pub fn deadline(&self, wants_session: bool) -> Option<Time> {
+        let mut due = self.opening.as_ref().map(Initiator::deadline);
+        for s in &self.sessions {
+            due = earlier(due, s.deadline());
+        }
+        if self.sending.is_some() {
+            due = earlier(due, Some(self.next_ping));
+            due = earlier(due, self.next_sync);
+            due = earlier(due, self.puller.deadline());
+        } else if self.opening.is_none() && wants_session {
+            due = earlier(due, Some(self.next_try));
+        }
+        earlier(due, self.queue.front().map(|(at, _)| *at + QUEUE_LIFETIME))
+    }
+}

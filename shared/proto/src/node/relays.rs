@@ -1,0 +1,226 @@
+//! The relays of the network: one link each, by pseudonym; up to two are this node's own places.
+
+use super::{Event, Node};
+use crate::handshake::{Credential, ResponderLeaf};
+use crate::relay_leg::RelayLeg;
+use crate::relay_link::{LinkEvent, RelayLink};
+use crate::snapshot::Install;
+use crate::Time;
+use shadowmesh_identity::{HostPort, Location, NodeId};
+use shadowmesh_wire::DropReason;
+use shadowmesh_wire::handshake::RelayGrant;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Links kept at once.
+const MAX_LINKS: usize = 8;
+
+/// A relay link and what the roster says of its relay.
+pub(super) struct Link {
+    link: RelayLink,
+    place: HostPort,
+    generation: (u32, [u8; 32]),
+}
+
+impl Link {
+    pub fn relay(&self) -> &[u8; 32] {
+        self.link.relay()
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        self.link.deadline()
+    }
+
+    pub fn note_activity(&mut self, now: Time) {
+        self.link.note_activity(now);
+    }
+
+    pub fn wrap(&mut self, handle: u64, packet: &[u8]) -> Result<(SocketAddr, Vec<u8>), DropReason> {
+        self.link.wrap(handle, packet)
+    }
+
+    /// This node's place at the relay.
+    pub fn location(&self) -> Option<Location> {
+        let grant = self.link.grant()?;
+        Some(Location { relay: NodeId(*self.relay()), address: self.place.clone(), handle: grant.handle })
+    }
+}
+
+/// What `status` shows of a relay.
+#[derive(Debug, Clone)]
+pub struct RelayStatus {
+    /// Its NodeId.
+    pub relay: NodeId,
+    /// Name and port.
+    pub place: HostPort,
+    /// Does the link stand?
+    pub up: bool,
+    /// Last round trip.
+    pub rtt: Option<Duration>,
+    /// Where it is.
+    pub address: Option<SocketAddr>,
+}
+
+impl Node {
+    /// Links for the relays that the roster names; a rotated access secret makes a link anew.
+    pub(super) fn refresh_relays(&mut self, now: Time) {
+        let relays: Vec<(NodeId, HostPort, [u8; 32], [u8; 32], u32)> = self
+            .roster
+            .relays()
+            .into_iter()
+            .map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation))
+            .take(MAX_LINKS)
+            .collect();
+        for (relay, place, tag, secret, generation) in relays {
+            let known = self.links.iter().position(|l| *l.relay() == relay.0);
+            if known.is_some_and(|i| self.links[i].generation == (generation, secret)) {
+                continue;
+            }
+            let Some((key, fresh)) = self.own.pseudonym(&relay.0) else { continue };
+            if fresh {
+                self.events.push_back(Event::SaveKeys);
+            }
+            let mut short = [0; 16];
+            short.copy_from_slice(&tag[..16]);
+            let access = Arc::new(shadowmesh_crypto::secret::Secret::new(secret));
+            let credential = Credential::Pseudonym { key, tag: short, access };
+            let address = place.host().parse().ok().map(|ip| SocketAddr::new(ip, place.port()));
+            let link =
+                RelayLink::new(relay.0, address, credential, self.config.suites.clone(), self.instance, now);
+            let number = known.unwrap_or(self.links.len());
+            let link = Link { link, place: place.clone(), generation: (generation, secret) };
+            match known {
+                Some(i) => self.links[i] = link,
+                None => self.links.push(link),
+            }
+            if address.is_none() {
+                self.events.push_back(Event::Resolve {
+                    relay: number as u32,
+                    host: place.host().to_owned(),
+                    port: place.port(),
+                });
+            }
+        }
+    }
+
+    /// Where a relay's name has resolved to.
+    pub fn set_relay_address(&mut self, now: Time, relay: u32, address: SocketAddr) {
+        if let Some(l) = self.links.get_mut(relay as usize) {
+            l.link.set_address(now, address);
+        }
+    }
+
+    /// What `status` shows.
+    pub fn relay_status(&self) -> Vec<RelayStatus> {
+        let status = |l: &Link| RelayStatus {
+            relay: NodeId(*l.relay()),
+            place: l.place.clone(),
+            up: l.is_up(),
+            rtt: l.link.rtt(),
+            address: l.link.address(),
+        };
+        self.links.iter().map(status).collect()
+    }
+
+    pub(super) fn link_timeout(&mut self, now: Time, i: usize) {
+        self.links[i].link.handle_timeout(now, &mut self.rng);
+        self.drain_link(now, i);
+    }
+
+    /// A typed packet that may be a relay's answer; `false` when it is not.
+    pub(super) fn handle_relay_typed(&mut self, now: Time, from: SocketAddr, packet: &[u8]) -> Result<bool, DropReason> {
+        let link = self.links.iter().position(|l| l.link.address() == Some(from) && l.link.takes(packet));
+        let Some(i) = link else { return Ok(false) };
+        let result = self.links[i].link.handle_typed(now, packet, &mut self.rng);
+        self.drain_link(now, i);
+        result.map(|()| true)
+    }
+
+    /// What came behind the relay's own header.
+    pub(super) fn handle_relay_session(
+        &mut self,
+        now: Time,
+        relay: u32,
+        _from: SocketAddr,
+        packet: &[u8],
+    ) -> Result<(), DropReason> {
+        let i = relay as usize;
+        let link = self.links.get_mut(i).ok_or(DropReason::UnknownSlot)?;
+        let result = link.link.handle_session(now, packet);
+        self.drain_link(now, i);
+        result
+    }
+
+    pub(super) fn relay_leaf_checked(&mut self, now: Time, link: usize, leaf: Option<ResponderLeaf>) {
+        if leaf.is_none() {
+            self.drops.count(DropReason::BadHandshake);
+        }
+        if let Some(l) = self.links.get_mut(link) {
+            l.link.set_leaf(now, leaf, &mut self.rng);
+            self.drain_link(now, link);
+        }
+    }
+
+    fn drain_link(&mut self, now: Time, i: usize) {
+        while let Some(event) = self.links[i].link.poll_event() {
+            let relay = NodeId(*self.links[i].relay());
+            match event {
+                LinkEvent::Verify(bundle) => self.verify_relay(now, i, bundle),
+                LinkEvent::Up { grant, address, up, down, .. } => {
+                    self.relay_up(now, i, grant, address, &up, down);
+                    self.events.push_back(Event::RelayUp(relay));
+                }
+                LinkEvent::Down(_) => {
+                    self.dirty = true;
+                    self.events.push_back(Event::RelayDown(relay));
+                }
+                LinkEvent::Failed => {
+                    let place = &self.links[i].place;
+                    if place.host().parse::<std::net::IpAddr>().is_err() {
+                        // Its name may point elsewhere by now.
+                        self.events.push_back(Event::Resolve {
+                            relay: i as u32,
+                            host: place.host().to_owned(),
+                            port: place.port(),
+                        });
+                    }
+                }
+                LinkEvent::Control(_) => {}
+            }
+        }
+        while let Some(x) = self.links[i].link.poll_transmit() {
+            self.out.push_back(x);
+        }
+    }
+
+    fn relay_up(
+        &mut self,
+        now: Time,
+        i: usize,
+        grant: RelayGrant,
+        address: SocketAddr,
+        up: &shadowmesh_crypto::secret::Secret<32>,
+        down: shadowmesh_crypto::secret::Secret<32>,
+    ) {
+        let relay = i as u32;
+        // The link itself counts as the relay's thread 0; sealer n is its thread n + 1.
+        for thread in 0..=self.config.data_threads {
+            let leg = RelayLeg::new(address, grant.slot, thread as u8 + 1, up.duplicate());
+            self.install(Install::Relay { thread, relay, leg });
+        }
+        self.install(Install::RelayDown { relay, slot: grant.slot, key: down });
+        self.dirty = true;
+        self.refresh_own(now);
+        for p in 0..self.peers.len() {
+            let peer = &mut self.peers[p];
+            peer.next_try = peer.next_try.min(now);
+            peer.next_ping = peer.next_ping.min(now);
+            peer.unanswered = 0;
+        }
+    }
+}

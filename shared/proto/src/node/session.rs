@@ -1,0 +1,117 @@
+//! A session with a peer: keys, lanes, age, and the state of its confirmation and rekey. It knows nothing of its path.
+
+use crate::handshake::{Rekey, Role};
+use crate::snapshot::{LaneId, SessionId, THREADS};
+use crate::{Rng, Time};
+use shadowmesh_crypto::aead::Suite;
+use shadowmesh_crypto::secret::Secret;
+use shadowmesh_identity::NodeId;
+use shadowmesh_wire::control::Control;
+use shadowmesh_wire::handshake::{LANES, Sid};
+use std::time::Duration;
+
+/// How long a session that was replaced still receives. [P-GRACE]
+pub(super) const GRACE: Duration = Duration::from_secs(5);
+/// Openings that begin within this of each other's end count as simultaneous.
+const OVERLAP: Duration = Duration::from_secs(5);
+
+/// Where a session comes from: a rekey inherits it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Root {
+    /// Who sent its HELLO.
+    pub begun_by: NodeId,
+    pub begun: Time,
+    pub confirmed: Time,
+    /// The peer's process.
+    pub instance: u64,
+}
+
+/// A rekey that this side started.
+pub(super) struct RekeyOut {
+    pub rekey: Rekey,
+    pub pieces: Vec<Control>,
+    pub repeat_at: Time,
+    pub wait: Duration,
+    pub reply: Option<crate::handshake::Pieces>,
+    /// Indexes this side will receive on.
+    pub rx: [u32; LANES],
+}
+
+/// A rekey that the peer started and this side answered.
+pub(super) struct RekeyIn {
+    pub sid: Sid,
+    pub pieces: crate::handshake::Pieces,
+    /// The answer, for repeats.
+    pub answer: Vec<Control>,
+}
+
+pub(super) struct Session {
+    pub id: SessionId,
+    pub role: Role,
+    pub begun_by: NodeId,
+    pub established: Time,
+    /// Sending is possible: the peer's indexes are known and it has proved its keys.
+    pub confirmed: bool,
+    pub parent: Option<SessionId>,
+    pub root: Root,
+    pub suite: Suite,
+    pub exporter: Secret<32>,
+    pub rx: [u32; LANES],
+    pub tx: Option<[LaneId; THREADS]>,
+    /// Keys for the lanes that this side sends on, until the peer's indexes are known.
+    pub keys: Option<crate::handshake::SessionKeys>,
+    pub sid_r: Sid,
+    /// CONFIRM, to be repeated until the peer is heard.
+    pub confirm: Option<(Control, Time)>,
+    pub rekey_out: Option<RekeyOut>,
+    pub rekey_in: Option<RekeyIn>,
+    /// This age asks for a rekey by this side.
+    pub rekey_after: Duration,
+    /// Set when another took its place: it only receives, until then.
+    pub retire_at: Option<Time>,
+    pub last_rx: Time,
+}
+
+impl Session {
+    /// Which of two sessions to send on, once both are confirmed. Both sides come to the same answer. [P-SIMOPEN]
+    pub fn yields_to(&self, newer: &Session) -> bool {
+        if newer.parent == Some(self.id) {
+            return true;
+        }
+        if newer.parent.is_some() && newer.parent == self.parent {
+            // Both rekeyed the same session at once.
+            return newer.begun_by < self.begun_by || newer.begun_by == self.begun_by;
+        }
+        let (a, b) = (&self.root, &newer.root);
+        if a.instance != b.instance {
+            return true;
+        }
+        let overlap = b.begun <= a.confirmed + OVERLAP && a.begun <= b.confirmed + OVERLAP;
+        if overlap && a.begun_by != b.begun_by { b.begun_by < a.begun_by } else { true }
+    }
+
+    /// When something is due.
+    pub fn deadline(&self) -> Option<Time> {
+        let mut due = self.retire_at;
+        if let Some((_, at)) = &self.confirm {
+            due = crate::time::earlier(due, Some(*at));
+        }
+        if self.retire_at.is_none() {
+            due = crate::time::earlier(
+                due,
+                Some(match &self.rekey_out {
+                    Some(r) => r.repeat_at,
+                    None => self.established + self.rekey_after,
+                }),
+            );
+        }
+        due
+    }
+}
+
+/// When this side starts a rekey: the session's initiator at the interval, the responder an eighth later, both with a
+/// little jitter so that a thousand sessions do not come at once.
+pub(super) fn rekey_after(interval: Duration, role: Role, always: bool, rng: &mut Rng) -> Duration {
+    let base = if role == Role::Initiator || always { interval } else { interval + interval / 8 };
+    base + Duration::from_nanos(rng.below(u64::try_from(interval.as_nanos() / 32).unwrap_or(1).max(1)))
+}

@@ -1,0 +1,333 @@
+//! The roster between members: anti-entropy by digests, new facts pushed by hash, everything large pulled; and the jobs
+//! that check signatures off the packet loop.
+
+use super::{Event, Node};
+use crate::handshake::{Asked, ResponderLeaf, Source};
+use crate::pull::serve;
+use crate::snapshot::{PeerId, SessionId};
+use crate::Time;
+use shadowmesh_crypto::{Hash, kdf, sign};
+use shadowmesh_identity::chain::{Chain, ChainError, verify_chain, verify_relay_leaf};
+use shadowmesh_identity::roster::Merge;
+use shadowmesh_identity::{Fact, FactError, Genesis, NodeId, Verified};
+use shadowmesh_wire::DropReason;
+use shadowmesh_wire::control::{BUCKETS, Control, MAX_HASHES};
+use shadowmesh_wire::handshake::Sid;
+
+/// Jobs under way at once; past it nothing new is taken on.
+const MAX_JOBS: usize = 256;
+/// Seconds of the week that neighbours are drawn for.
+const WEEK: u64 = 7 * 86_400;
+/// Members that every member keeps sessions with.
+const NEIGHBOURS: usize = 3;
+
+/// A bounded job: signatures to check, at most a millisecond. Run it anywhere, then hand its result back.
+pub struct Work {
+    id: u64,
+    job: Job,
+}
+
+enum Job {
+    Fact(Box<Fact>, Box<sign::PublicKey>),
+    Chain { genesis: Box<Genesis>, bytes: Vec<u8>, now: u64 },
+    RelayLeaf { relay: NodeId, bundle: Vec<u8>, now: u64 },
+}
+
+/// The result of a [`Work`].
+pub struct WorkDone {
+    id: u64,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Fact(Result<Verified, FactError>),
+    Chain(Box<Result<Chain, ChainError>>),
+    RelayLeaf(Option<ResponderLeaf>),
+}
+
+impl Work {
+    /// Does it.
+    pub fn run(self) -> WorkDone {
+        let outcome = match self.job {
+            Job::Fact(fact, key) => Outcome::Fact(fact.verify(&key)),
+            Job::Chain { genesis, bytes, now } => Outcome::Chain(Box::new(verify_chain(&genesis, &bytes, now))),
+            Job::RelayLeaf { relay, bundle, now } => Outcome::RelayLeaf(check_relay_bundle(&relay, &bundle, now)),
+        };
+        WorkDone { id: self.id, outcome }
+    }
+}
+
+/// A relay's bundle: its identity key, then its leaf.
+pub(crate) fn check_relay_bundle(relay: &NodeId, bundle: &[u8], now: u64) -> Option<ResponderLeaf> {
+    let (key, leaf) = bundle.split_at_checked(sign::PUBLIC_KEY_LEN)?;
+    let verified = verify_relay_leaf(relay, key, leaf, now).ok()?;
+    let fact = verified.fact();
+    let leaf = fact.leaf()?;
+    Some(ResponderLeaf { node: relay.0, hash: fact.id(), key: (*leaf.key).clone() })
+}
+
+/// What a job's result is for.
+pub(super) enum Pending {
+    /// A fact, from a peer.
+    Fact(Option<PeerId>),
+    /// What a responder asked an unknown initiator for.
+    Certificates { source: Source, sid: Sid },
+    /// A peer's leaf, pulled by an opening.
+    PeerLeaf(PeerId),
+    /// A relay's leaf.
+    RelayLeaf(usize),
+}
+
+impl Node {
+    fn job(&mut self, pending: Pending, job: Job) -> Result<(), DropReason> {
+        if self.jobs.len() >= MAX_JOBS {
+            return Err(DropReason::OverLimit);
+        }
+        let id = self.next_job;
+        self.next_job += 1;
+        self.jobs.insert(id, pending);
+        self.work.push_back(Work { id, job });
+        Ok(())
+    }
+
+    fn submit(&mut self, pending: Pending, job: Job) {
+        if let Err(reason) = self.job(pending, job) {
+            self.drops.count(reason);
+        }
+    }
+
+    pub(super) fn verify_leaf(&mut self, p: PeerId, bytes: Vec<u8>) {
+        let (genesis, now) = (Box::new(self.config.genesis.clone()), self.roster.newest_admin_fact_time());
+        let now = now.max(self.last_unix);
+        self.submit(Pending::PeerLeaf(p), Job::Chain { genesis, bytes, now });
+    }
+
+    pub(super) fn verify_certificates(&mut self, now: Time, asked: Asked) {
+        let (genesis, unix) = (Box::new(self.config.genesis.clone()), self.unix(now));
+        let pending = Pending::Certificates { source: asked.source, sid: asked.sid };
+        self.submit(pending, Job::Chain { genesis, bytes: asked.bytes, now: unix });
+    }
+
+    pub(super) fn verify_relay(&mut self, now: Time, link: usize, bundle: Vec<u8>) {
+        let relay = NodeId(*self.links[link].relay());
+        let now = self.unix(now);
+        self.submit(Pending::RelayLeaf(link), Job::RelayLeaf { relay, bundle, now });
+    }
+
+    pub(super) fn finish_work(&mut self, now: Time, done: WorkDone) {
+        let Some(pending) = self.jobs.remove(&done.id) else { return };
+        match (pending, done.outcome) {
+            (Pending::Fact(from), Outcome::Fact(Ok(fact))) => self.merge(now, fact, from),
+            (Pending::Fact(_), Outcome::Fact(Err(_))) => self.drops.count(DropReason::BadHandshake),
+            (Pending::Certificates { source, sid }, Outcome::Chain(chain)) => match *chain {
+                Ok(chain) => self.certificates_checked(now, source, sid, chain),
+                Err(_) => {
+                    self.responder.resume(source, sid);
+                    self.drops.count(DropReason::NotMember);
+                }
+            },
+            (Pending::PeerLeaf(p), Outcome::Chain(chain)) => self.leaf_checked(now, p, *chain),
+            (Pending::RelayLeaf(link), Outcome::RelayLeaf(leaf)) => self.relay_leaf_checked(now, link, leaf),
+            _ => {}
+        }
+    }
+
+    fn leaf_checked(&mut self, now: Time, p: PeerId, chain: Result<Chain, ChainError>) {
+        let node = self.peers[p as usize].node;
+        let Some(chain) = chain.ok().filter(|c| c.subject() == node) else {
+            self.peers[p as usize].opening = None;
+            self.drops.count(DropReason::NotMember);
+            return;
+        };
+        for fact in chain.into_facts() {
+            self.merge(now, fact, Some(p));
+        }
+        let unix = self.unix(now);
+        let leaf = self.roster.member(&node).and_then(|m| m.leaf_fact(unix).cloned());
+        let Some(leaf) = leaf.filter(|_| self.is_live(&node)) else {
+            self.peers[p as usize].opening = None;
+            return;
+        };
+        let Some(body) = leaf.leaf() else { return };
+        let leaf = ResponderLeaf { node: node.0, hash: leaf.id(), key: (*body.key).clone() };
+        if let Some(o) = &mut self.peers[p as usize].opening {
+            let _ = o.set_leaf(now, leaf, &mut self.rng);
+        }
+        self.drain_opening(p);
+    }
+
+    /// A verified fact: into the roster, and what follows from it.
+    pub(super) fn merge(&mut self, now: Time, fact: Verified, from: Option<PeerId>) {
+        let id = fact.fact().id();
+        let merged = self.roster.merge(fact);
+        if !merged.is_stored() {
+            if matches!(merged.outcome, Merge::Refused(_)) {
+                self.drops.count(DropReason::NotMember);
+            }
+            return;
+        }
+        self.events.push_back(Event::SaveRoster);
+        self.dirty = true;
+        let unix = self.unix(now);
+        for node in &merged.changed {
+            if self.roster.is_valid(node, unix).is_err() {
+                if let Some(p) = self.by_node.get(node).copied()
+                    && (!self.peers[p as usize].sessions.is_empty() || self.peers[p as usize].opening.is_some())
+                {
+                    self.cut(now, p, "this member was revoked");
+                }
+            } else if *node != self.id
+                && let Some(p) = self.peer_of(node)
+            {
+                // A new leaf may be the way to a peer that did not answer on the old one.
+                let peer = &mut self.peers[p as usize];
+                if peer.sending.is_none() {
+                    peer.next_try = peer.next_try.min(now);
+                    peer.pull_leaf = false;
+                }
+            }
+        }
+        self.refresh_members(now);
+        self.refresh_relays(now);
+        // Everyone who is reachable hears of it at once. [P-PUSH]
+        for p in 0..self.peers.len() as PeerId {
+            if Some(p) != from && self.peers[p as usize].sending.is_some() {
+                self.send_control(now, p, &Control::Have(vec![id]));
+            }
+        }
+        // What waited for this one's signer.
+        for ready in self.roster.ready() {
+            self.check_fact(ready, None);
+        }
+    }
+
+    fn check_fact(&mut self, fact: Fact, from: Option<PeerId>) {
+        match self.roster.signer_key(&fact) {
+            Some(key) => self.submit(Pending::Fact(from), Job::Fact(Box::new(fact), Box::new(key))),
+            None => {
+                self.roster.wait(fact);
+            }
+        }
+    }
+
+    /// Tells a peer what this side has.
+    pub(super) fn send_state(&mut self, now: Time, p: PeerId, id: SessionId) {
+        let state = Control::RosterState { digest: self.roster.digest(), version: self.roster.version() };
+        self.send_on(p, id, &state);
+        self.peers[p as usize].next_sync = Some(Self::next_sync(now));
+    }
+
+    pub(super) fn sync_timeout(&mut self, now: Time, p: PeerId) {
+        let i = p as usize;
+        if self.peers[i].next_sync.is_some_and(|at| now >= at)
+            && let Some(id) = self.peers[i].sending
+        {
+            self.send_state(now, p, id);
+        }
+        if self.peers[i].puller.deadline().is_some_and(|d| d <= now) {
+            let (ask, _) = self.peers[i].puller.handle_timeout(now);
+            for c in ask {
+                self.send_control(now, p, &c);
+            }
+        }
+    }
+
+    pub(super) fn pull_fact(&mut self, now: Time, p: PeerId, hash: Hash) {
+        if self.roster.knows(&hash) {
+            return;
+        }
+        for c in self.peers[p as usize].puller.want(now, hash) {
+            self.send_control(now, p, &c);
+        }
+    }
+
+    /// Roster messages of a peer.
+    pub(super) fn handle_sync(&mut self, now: Time, p: PeerId, c: Control) -> Result<(), DropReason> {
+        match c {
+            Control::RosterState { digest, .. } => {
+                if digest != self.roster.digest() {
+                    let buckets = Box::new(self.roster.bucket_digests());
+                    self.send_control(now, p, &Control::RosterBuckets(buckets));
+                }
+            }
+            Control::RosterBuckets(theirs) => {
+                let ours = self.roster.bucket_digests();
+                let differing = (0..BUCKETS).filter(|b| ours.get(*b) != theirs.get(*b));
+                for bucket in differing {
+                    let ids = self.roster.ids_in_bucket(bucket as u8);
+                    let parts = ids.chunks(MAX_HASHES).len().clamp(1, 255);
+                    let mut chunks = ids.chunks(MAX_HASHES);
+                    for part in 0..parts {
+                        let ids = chunks.next().unwrap_or_default().to_vec();
+                        let part = (part as u8, parts as u8);
+                        self.send_control(now, p, &Control::RosterIds { bucket: bucket as u8, part, ids });
+                    }
+                }
+            }
+            Control::RosterIds { bucket, part, ids } => {
+                // What they have and we do not is pulled; what we have and they do not is offered.
+                for id in &ids {
+                    self.pull_fact(now, p, *id);
+                }
+                if part.1 == 1 {
+                    let ours = self.roster.ids_in_bucket(bucket);
+                    let extra: Vec<Hash> = ours.into_iter().filter(|h| !ids.contains(h)).collect();
+                    for some in extra.chunks(MAX_HASHES) {
+                        self.send_control(now, p, &Control::Have(some.to_vec()));
+                    }
+                }
+            }
+            Control::Have(ids) => {
+                for id in ids {
+                    self.pull_fact(now, p, id);
+                }
+            }
+            Control::Pull { hash, chunk } => {
+                let reply = serve(self.roster.get(&hash).map(Fact::bytes), hash, chunk);
+                self.send_control(now, p, &reply);
+            }
+            Control::Chunk { hash, chunk, count, bytes } => {
+                let (blob, ask) = self.peers[p as usize].puller.chunk(now, &hash, chunk, count, bytes);
+                for c in ask {
+                    self.send_control(now, p, &c);
+                }
+                if let Some(blob) = blob {
+                    let fact = Fact::parse(&blob).map_err(|_| DropReason::Malformed)?;
+                    if fact.id() != hash || fact.network() != self.roster.network() {
+                        return Err(DropReason::Malformed);
+                    }
+                    if !self.roster.knows(&hash) {
+                        self.check_fact(fact, Some(p));
+                    }
+                }
+            }
+            _ => return Err(DropReason::Malformed),
+        }
+        Ok(())
+    }
+
+    /// Is this member one that we keep a session with? The graph is random and changes each week; either side's choice
+    /// makes the edge. [P-NEIGHBOUR]
+    pub(super) fn is_neighbour(&self, node: &NodeId) -> bool {
+        self.neighbours.contains(node)
+    }
+
+    /// Draws this week's neighbours.
+    pub(super) fn refresh_neighbours(&mut self, now: Time) {
+        let week = (self.unix(now) / WEEK).to_be_bytes();
+        let network = self.roster.network();
+        let me = self.id;
+        let mut ranked: Vec<(Hash, NodeId)> = self
+            .roster
+            .members()
+            .map(|m| m.id)
+            .filter(|n| self.is_live(n))
+            .map(|n| {
+                let (a, b) = if n < me { (n, me) } else { (me, n) };
+                (kdf::hash(kdf::Label::Neighbour, &[&network.0, &a.0, &b.0, &week]), n)
+            })
+            .collect();
+        ranked.sort();
+        self.neighbours = ranked.into_iter().take(NEIGHBOURS).map(|(_, n)| n).collect();
+    }
+}

@@ -1,0 +1,195 @@
+//! Pull by hash: how everything large moves inside a session. The requester drives, in chunks, idempotent, at most
+//! [`WINDOW`] outstanding; the holder answers from a table of blobs and keeps nothing else.
+
+use crate::Time;
+use shadowmesh_crypto::kdf::{self, Hash, Label};
+use shadowmesh_wire::control::{CHUNK, Control, MAX_CHUNKS};
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+/// Chunks asked for and not yet here.
+pub(crate) const WINDOW: usize = 8;
+const REPEAT: Duration = Duration::from_millis(400);
+/// A pull that has brought nothing for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Pulls under way or waiting, at one session.
+const MAX_PULLS: usize = 64;
+
+/// Names a blob that is no fact.
+pub(crate) fn blob_hash(bytes: &[u8]) -> Hash {
+    kdf::hash(Label::Blob, &[bytes])
+}
+
+struct Pull {
+    hash: Hash,
+    chunks: Vec<Option<Vec<u8>>>,
+    progress: Time,
+    asked: Time,
+    next: u16,
+}
+
+/// The pulls of one session. One blob at a time, the rest wait: the window bounds what is under way.
+#[derive(Default)]
+pub(crate) struct Puller {
+    waiting: VecDeque<Hash>,
+    current: Option<Pull>,
+}
+
+impl Puller {
+    /// Wants a blob; asks for it at once when nothing else is under way.
+    pub fn want(&mut self, now: Time, hash: Hash) -> Vec<Control> {
+        if self.wants(&hash) || self.waiting.len() >= MAX_PULLS {
+            return vec![];
+        }
+        self.waiting.push_back(hash);
+        self.next(now)
+    }
+
+    pub fn wants(&self, hash: &Hash) -> bool {
+        self.waiting.contains(hash) || self.current.as_ref().is_some_and(|p| p.hash == *hash)
+    }
+
+    fn next(&mut self, now: Time) -> Vec<Control> {
+        if self.current.is_some() {
+            return vec![];
+        }
+        let Some(hash) = self.waiting.pop_front() else { return vec![] };
+        self.current = Some(Pull { hash, chunks: vec![], progress: now, asked: now, next: 1 });
+        vec![Control::Pull { hash, chunk: 0 }]
+    }
+
+    /// A chunk came. Gives the blob when it is whole (its hash is the caller's to check: facts and blobs are hashed
+    /// differently) and what to send next.
+    pub fn chunk(&mut self, now: Time, hash: &Hash, chunk: u16, count: u16, bytes: Vec<u8>) -> (Option<Vec<u8>>, Vec<Control>) {
+        let Some(p) = self.current.as_mut().filter(|p| p.hash == *hash) else { return (None, vec![]) };
+        if count == 0 {
+            self.current = None;
+            return (None, self.next(now));
+        }
+        if p.chunks.is_empty() {
+            p.chunks = vec![None; usize::from(count.min(MAX_CHUNKS))];
+        }
+        let last = usize::from(chunk) + 1 == p.chunks.len();
+        if p.chunks.len() != usize::from(count) || (!last && bytes.len() != CHUNK) {
+            return (None, vec![]);
+        }
+        let Some(place) = p.chunks.get_mut(usize::from(chunk)) else { return (None, vec![]) };
+        if place.is_none() {
+            *place = Some(bytes);
+            p.progress = now;
+        }
+        if p.chunks.iter().all(Option::is_some) {
+            let blob = p.chunks.iter().flatten().flatten().copied().collect();
+            self.current = None;
+            return (Some(blob), self.next(now));
+        }
+        let missing_asked =
+            p.chunks.iter().take(usize::from(p.next)).filter(|c| c.is_none()).count();
+        let mut out = vec![];
+        let mut room = WINDOW.saturating_sub(missing_asked);
+        while room > 0 && p.next < count {
+            out.push(Control::Pull { hash: p.hash, chunk: p.next });
+            p.next += 1;
+            room -= 1;
+        }
+        p.asked = now;
+        (None, out)
+    }
+
+    /// When to call [`Puller::handle_timeout`].
+    pub fn deadline(&self) -> Option<Time> {
+        self.current.as_ref().map(|p| p.asked + REPEAT)
+    }
+
+    /// Asks again for what did not come. The second value names a blob that was given up.
+    pub fn handle_timeout(&mut self, now: Time) -> (Vec<Control>, Option<Hash>) {
+        let Some(p) = self.current.as_mut() else { return (vec![], None) };
+        if now.since(p.progress) >= PATIENCE {
+            let lost = p.hash;
+            self.current = None;
+            return (self.next(now), Some(lost));
+        }
+        if now < p.asked + REPEAT {
+            return (vec![], None);
+        }
+        p.asked = now;
+        let hash = p.hash;
+        let asked = if p.chunks.is_empty() { 1 } else { usize::from(p.next) };
+        let missing = (0..asked)
+            .filter(|i| p.chunks.get(*i).is_none_or(Option::is_none))
+            .take(WINDOW)
+            .map(|i| Control::Pull { hash, chunk: i as u16 })
+            .collect();
+        (missing, None)
+    }
+}
+
+/// One chunk of a blob; `count` 0 says that it is not here.
+pub(crate) fn serve(blob: Option<&[u8]>, hash: Hash, chunk: u16) -> Control {
+    let bytes = blob.unwrap_or_default();
+    let count = bytes.len().div_ceil(CHUNK) as u16;
+    match bytes.chunks(CHUNK).nth(usize::from(chunk)) {
+        Some(piece) if count <= MAX_CHUNKS => Control::Chunk { hash, chunk, count, bytes: piece.to_vec() },
+        _ => Control::Chunk { hash, chunk: 0, count: 0, bytes: vec![] },
+    }
+}
+
+/// Blobs that are offered to one session for a while.
+#[derive(Default)]
+pub(crate) struct Offered(HashMap<Hash, Vec<u8>>);
+
+impl Offered {
+    pub fn add(&mut self, bytes: Vec<u8>) -> Hash {
+        let hash = blob_hash(&bytes);
+        self.0.insert(hash, bytes);
+        hash
+    }
+
+    pub fn get(&self, hash: &Hash) -> Option<&[u8]> {
+        self.0.get(hash).map(Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Rng;
+
+    /// Any loss on the way: the blob arrives whole, or the pull ends; never more than the window outstanding.
+    #[test]
+    fn pulls_under_loss() {
+        for seed in 0..50 {
+            let mut dice = Rng::from_seed([seed; 32]);
+            let blob: Vec<u8> = (0..dice.below(30_000) as usize + 1).map(|i| (i * 7) as u8).collect();
+            let hash = blob_hash(&blob);
+            let (mut p, mut now, mut got) = (Puller::default(), Time(0), None);
+            let mut requests = p.want(now, hash);
+            for _ in 0..10_000 {
+                assert!(requests.len() <= WINDOW);
+                let mut more = vec![];
+                for r in requests {
+                    let Control::Pull { hash: h, chunk } = r else { panic!() };
+                    if dice.below(4) == 0 {
+                        continue;
+                    }
+                    let Control::Chunk { hash: h, chunk, count, bytes } = serve(Some(&blob), h, chunk) else {
+                        panic!()
+                    };
+                    if dice.below(4) == 0 {
+                        continue;
+                    }
+                    let (whole, next) = p.chunk(now, &h, chunk, count, bytes);
+                    got = whole.or(got);
+                    more.extend(next);
+                }
+                requests = more;
+                if requests.is_empty() {
+                    let Some(d) = p.deadline() else { break };
+                    now = d;
+                    requests = p.handle_timeout(now).0;
+                }
+            }
+            assert_eq!(got, Some(blob));
+        }
+    }
+}
