@@ -83,6 +83,8 @@ labels! {
     InviteChallengeSeal = "invite/challenge-seal",
     /// From an invite's secret: seals LEAF, in place of [`Label::LeafSeal`].
     InviteLeafSeal = "invite/leaf-seal",
+    /// The checksum at the end of an invite, against a copy with letters missing.
+    InviteCheck = "invite/check",
     /// The responder's cookie.
     Cookie = "hello/cookie",
     /// A client's handle at a relay, from the relay's secret and the client's pseudonym.
@@ -145,6 +147,8 @@ labels! {
     KemKeyId = "id/kem-key",
     /// The digest of one bucket of the roster.
     RosterBucket = "roster/bucket",
+    /// Which of a signer's facts are kept when it has signed more than anybody may.
+    RosterRank = "roster/rank",
     /// The digest of the whole roster.
     RosterDigest = "roster/digest",
     /// Which members keep sessions with each other in a given week.
