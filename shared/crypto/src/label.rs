@@ -85,6 +85,8 @@ labels! {
     InviteChallengeSeal = "invite/challenge-seal",
     /// From an invite's secret: seals LEAF, in place of [`Label::LeafSeal`].
     InviteLeafSeal = "invite/leaf-seal",
+    /// The checksum at the end of an invite, against a copy with letters missing.
+    InviteCheck = "invite/check",
     /// The responder's nonce, from the cookie key.
     CookieNonce = "hello/cookie-nonce",
     /// The puzzle that CHALLENGE asks for under load.
@@ -121,6 +123,8 @@ labels! {
     Address4 = "address/ipv4",
     /// The choice of a new network's IPv4 subnet.
     Subnet4 = "address/ipv4-subnet",
+    /// The id of a blob that is pulled by hash and is no fact.
+    Blob = "id/blob",
     /// The id of a signed fact.
     FactId = "id/fact",
     /// Signature: a certificate.
@@ -151,6 +155,8 @@ labels! {
     KemKeyId = "id/kem-key",
     /// The digest of one bucket of the roster.
     RosterBucket = "roster/bucket",
+    /// Which of a signer's facts are kept when it has signed more than anybody may.
+    RosterRank = "roster/rank",
     /// The digest of the whole roster.
     RosterDigest = "roster/digest",
     /// Which members keep sessions with each other in a given week.

@@ -51,7 +51,7 @@ pub static CAST: LazyLock<Cast> = LazyLock::new(|| {
         let body = Body::Certificate(Certificate {
             key: identity.public().clone(),
             name: format!("node{n}").parse().expect("name"),
-            roles: if n == 0 { Roles::ADMIN | Roles::MEMBER } else { Roles::MEMBER },
+            roles: if n == 0 { Roles::ADMIN.with(Roles::MEMBER) } else { Roles::MEMBER },
             tags: vec![],
             ipv4: Some(format!("10.83.1.{}", n + 1).parse().expect("address")),
             not_before: EPOCH - DAY,
@@ -71,7 +71,7 @@ impl Cast {
     /// Member `n` revoked by the admin.
     pub fn tombstone(&self, n: usize, seq: u64) -> Verified {
         let body = Body::Tombstone(shadowmesh_identity::Tombstone {
-            reason: shadowmesh_identity::fact::Reason(0),
+            reason: shadowmesh_identity::fact::Reason::UNSPECIFIED,
             void_after: None,
         });
         let (signer, subject) = (&self.members[0].identity, self.members[n].id);

@@ -1,0 +1,94 @@
+//! Numbered frames, and the judge of what becomes of them.
+
+use std::collections::HashMap;
+
+/// Ethertype for local experiments (IEEE 802 table 9-1).
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+/// What every payload begins with: an eavesdropper looks for it.
+pub const MARK: &[u8; 16] = b"sim-plain-frame:";
+
+/// A frame with a number.
+pub fn frame(src: [u8; 6], dst: [u8; 6], number: u64, len: usize) -> Vec<u8> {
+    let mut f = vec![];
+    f.extend_from_slice(&dst);
+    f.extend_from_slice(&src);
+    f.extend_from_slice(&ETHERTYPE);
+    f.extend_from_slice(MARK);
+    f.extend_from_slice(&number.to_be_bytes());
+    while f.len() < len {
+        f.push((number as usize + f.len()) as u8);
+    }
+    f
+}
+
+/// The number in a frame of ours; `None` for other frames.
+pub fn number(frame: &[u8]) -> Option<u64> {
+    if frame.get(12..14)? != ETHERTYPE || frame.get(14..30)? != MARK {
+        return None;
+    }
+    frame.get(30..38)?.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// What was sent and what came of it.
+#[derive(Default)]
+pub struct Judge {
+    sent: HashMap<u64, Sent>,
+    next: u64,
+    /// Deliveries in all.
+    pub delivered: u64,
+}
+
+struct Sent {
+    from: usize,
+    to: usize,
+    len: usize,
+    times: u32,
+}
+
+impl Judge {
+    /// A number for the next frame from one node to another.
+    pub fn send(&mut self, from: usize, to: usize, len: usize) -> u64 {
+        self.next += 1;
+        self.sent.insert(self.next, Sent { from, to, len, times: 0 });
+        self.next
+    }
+
+    /// Frames sent.
+    pub fn count(&self) -> u64 {
+        self.next
+    }
+
+    /// A frame came out at a node.
+    ///
+    /// # Errors
+    /// The invariant that it breaks (I1).
+    pub fn deliver(&mut self, at: usize, f: &[u8], macs: &[[u8; 6]]) -> Result<(), String> {
+        let Some(n) = number(f) else { return Ok(()) };
+        let s = self.sent.get_mut(&n).ok_or_else(|| format!("I1: frame {n} was never sent"))?;
+        s.times += 1;
+        self.delivered += 1;
+        if s.times > 1 {
+            return Err(format!("I1: frame {n} ({} to {}) was delivered {} times", s.from, s.to, s.times));
+        }
+        if s.to != at {
+            return Err(format!("I1: frame {n} for {} came out at {at}", s.to));
+        }
+        if f != frame(macs[s.from], macs[s.to], n, s.len) {
+            return Err(format!("I1: frame {n} was changed on its way"));
+        }
+        Ok(())
+    }
+
+    /// Was this one delivered?
+    pub fn arrived(&self, n: u64) -> bool {
+        self.sent.get(&n).is_some_and(|s| s.times > 0)
+    }
+
+    /// Numbers that were not delivered.
+    pub fn missing(&self) -> Vec<(u64, usize, usize)> {
+        let mut v: Vec<_> =
+            self.sent.iter().filter(|(_, s)| s.times == 0).map(|(n, s)| (*n, s.from, s.to)).collect();
+        v.sort_unstable();
+        v
+    }
+}

@@ -1,0 +1,1 @@
+//! Worlds drawn from a number.

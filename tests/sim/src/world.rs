@@ -1,0 +1,309 @@
+//! Virtual time and the network between the nodes.
+
+use crate::cast::{CAST, EPOCH};
+use crate::guest::{self, Judge, MARK};
+use shadowmesh_crypto::aead::Suite;
+use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, Time};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How every link behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Weather {
+    /// Least one-way delay.
+    pub delay: Duration,
+    /// Drawn on top, for each datagram: reorders.
+    pub jitter: Duration,
+    /// Lost, in thousandths.
+    pub loss: u64,
+    /// Repeated, in thousandths.
+    pub repeat: u64,
+}
+
+impl Weather {
+    /// A network that loses and reorders nothing.
+    pub const CALM: Weather =
+        Weather { delay: Duration::from_millis(5), jitter: Duration::ZERO, loss: 0, repeat: 0 };
+}
+
+/// A node of the world.
+pub struct SimNode {
+    /// The shipped core.
+    pub endpoint: Endpoint,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its member of the cast.
+    pub member: usize,
+    stored_facts: Vec<Vec<u8>>,
+    stored_keys: OwnKeys,
+}
+
+/// Something on its way.
+struct Flight {
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+/// What a world's nodes are configured with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Members of the cast, from the first.
+    pub nodes: usize,
+    /// Between rekeys.
+    pub rekey: Duration,
+    /// Both ends rekey at once.
+    pub rekey_both: bool,
+    /// Snapshots are that late.
+    pub lag: Duration,
+    /// Largest datagram, bytes.
+    pub path_mtu: usize,
+}
+
+/// A world.
+pub struct World {
+    /// Virtual time.
+    pub now: Time,
+    /// The world's dice.
+    pub rng: Rng,
+    /// The nodes.
+    pub nodes: Vec<SimNode>,
+    /// How links behave now.
+    pub weather: Weather,
+    /// Pairs of addresses that cannot reach each other now.
+    pub cut: HashSet<(SocketAddr, SocketAddr)>,
+    /// Of the numbered frames.
+    pub judge: Judge,
+    setup: Setup,
+    flights: BinaryHeap<Reverse<(Time, u64)>>,
+    in_flight: HashMap<u64, Flight>,
+    next_flight: u64,
+    seen: HashSet<(u32, u64)>,
+    /// What happened, by node.
+    pub events: Vec<(usize, String)>,
+    /// Datagrams that were sent.
+    pub datagrams: u64,
+}
+
+impl World {
+    /// A world with its nodes started, each with a configured address of all others.
+    pub fn new(seed: u64, setup: Setup, weather: Weather) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_be_bytes());
+        let mut world = World {
+            now: Time(1_000_000_000),
+            rng: Rng::from_seed(bytes),
+            nodes: vec![],
+            weather,
+            cut: HashSet::new(),
+            judge: Judge::default(),
+            flights: BinaryHeap::new(),
+            in_flight: HashMap::new(),
+            next_flight: 0,
+            seen: HashSet::new(),
+            events: vec![],
+            datagrams: 0,
+            setup,
+        };
+        let facts: Vec<Vec<u8>> =
+            CAST.members.iter().take(world.setup.nodes).map(|m| m.certificate.fact().bytes().to_vec()).collect();
+        for n in 0..world.setup.nodes {
+            let endpoint = world.start(n, facts.clone(), OwnKeys::default());
+            world.nodes.push(SimNode {
+                endpoint,
+                address: address(n),
+                member: n,
+                stored_facts: facts.clone(),
+                stored_keys: OwnKeys::default(),
+            });
+        }
+        world
+    }
+
+    fn start(&mut self, n: usize, facts: Vec<Vec<u8>>, keys: OwnKeys) -> Endpoint {
+        let endpoints = (0..self.setup.nodes)
+            .filter(|m| *m != n)
+            .map(|m| (CAST.members[m].id, address(m)))
+            .collect();
+        let config = NodeConfig {
+            genesis: CAST.genesis.clone(),
+            identity: CAST.members[n].identity.clone(),
+            facts,
+            keys,
+            suites: vec![Suite::ChaCha20Poly1305],
+            mtu: 1500,
+            path_mtu: self.setup.path_mtu,
+            rekey: self.setup.rekey,
+            rekey_both: self.setup.rekey_both,
+            endpoints,
+            data_threads: 1,
+            seed: self.rng.bytes(),
+        };
+        let node = Node::new(config, self.now, EPOCH);
+        let mut endpoint = Endpoint::new(node, 1600, self.rng.u64() as u32);
+        endpoint.lag = self.setup.lag;
+        endpoint
+    }
+
+    /// `kill -9`, then a start from what was stored.
+    pub fn restart(&mut self, n: usize) {
+        let facts = self.nodes[n].stored_facts.clone();
+        let keys = std::mem::take(&mut self.nodes[n].stored_keys);
+        let endpoint = self.start(n, facts, keys);
+        self.nodes[n].stored_keys = endpoint.node.own_keys();
+        self.nodes[n].endpoint = endpoint;
+    }
+
+    /// MACs of the nodes.
+    pub fn macs(&self) -> Vec<[u8; 6]> {
+        self.nodes.iter().map(|n| CAST.members[n.member].id.mac()).collect()
+    }
+
+    /// One node's device gives a numbered frame for another.
+    pub fn send(&mut self, from: usize, to: usize, len: usize) -> u64 {
+        let n = self.judge.send(from, to, len);
+        let macs = self.macs();
+        let frame = guest::frame(macs[from], macs[to], n, len);
+        self.inject(from, &frame);
+        n
+    }
+
+    /// One node's device gives a frame.
+    pub fn inject(&mut self, node: usize, frame: &[u8]) {
+        let now = self.now;
+        let mut out = vec![];
+        let e = &mut self.nodes[node].endpoint;
+        e.tx().push(frame);
+        e.seal(now, |to, bytes| out.push((to, bytes.to_vec())));
+        for (to, bytes) in out {
+            self.launch(address(node), to, bytes);
+        }
+        self.drain(node);
+    }
+
+    /// Puts a datagram on a link.
+    ///
+    /// # Panics
+    /// Invariant I5 is broken.
+    pub fn launch(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        self.datagrams += 1;
+        self.eavesdrop(&bytes);
+        if self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss {
+            return;
+        }
+        let copies = if self.rng.below(1000) < self.weather.repeat { 2 } else { 1 };
+        for _ in 0..copies {
+            let jitter = self.rng.below(self.weather.jitter.as_nanos() as u64 + 1);
+            let at = self.now + self.weather.delay + Duration::from_nanos(jitter);
+            self.flights.push(Reverse((at, self.next_flight)));
+            self.in_flight.insert(self.next_flight, Flight { from, to, bytes: bytes.clone() });
+            self.next_flight += 1;
+        }
+    }
+
+    /// What must hold for everything that is on the wire (I5).
+    fn eavesdrop(&mut self, bytes: &[u8]) {
+        assert!(!bytes.windows(MARK.len()).any(|w| w == MARK), "I5: a payload in the clear on the wire");
+        if bytes[0] >> 6 == 0b10 {
+            let header = shadowmesh_wire::data::DataHeader::parse(bytes).expect("I5: a malformed data packet");
+            assert!(self.seen.insert((header.index, header.counter)), "I5: an index and counter used twice");
+        }
+    }
+
+    /// Takes over what a node wants done.
+    pub fn drain(&mut self, n: usize) {
+        loop {
+            while let Some(event) = self.nodes[n].endpoint.poll_event() {
+                let node = &mut self.nodes[n];
+                match event {
+                    Event::SaveRoster => {
+                        node.stored_facts = node.endpoint.node.facts().map(<[u8]>::to_vec).collect();
+                    }
+                    Event::SaveKeys => node.stored_keys = node.endpoint.node.own_keys(),
+                    other => self.events.push((n, format!("{other:?}"))),
+                }
+            }
+            let now = self.now;
+            while let Some((to, bytes)) = self.nodes[n].endpoint.poll_transmit() {
+                self.launch(address(n), to, bytes);
+            }
+            while let Some((frame, _)) = self.nodes[n].endpoint.poll_frame() {
+                self.delivered(n, &frame);
+            }
+            match self.nodes[n].endpoint.poll_work() {
+                Some(work) => self.nodes[n].endpoint.handle_work(now, work.run()),
+                None => break,
+            }
+        }
+    }
+
+    fn delivered(&mut self, n: usize, frame: &[u8]) {
+        let macs = self.macs();
+        if let Err(broken) = self.judge.deliver(n, frame, &macs) {
+            panic!("{broken}");
+        }
+    }
+
+    /// When the next thing happens.
+    fn next(&self) -> Option<Time> {
+        let flight = self.flights.peek().map(|Reverse((at, _))| *at);
+        self.nodes.iter().filter_map(|n| n.endpoint.deadline()).chain(flight).min()
+    }
+
+    /// Plays until a moment.
+    pub fn run_until(&mut self, end: Time) {
+        while let Some(at) = self.next().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            while let Some(Reverse((at, id))) = self.flights.peek().copied() {
+                if at > self.now {
+                    break;
+                }
+                self.flights.pop();
+                if let Some(f) = self.in_flight.remove(&id) {
+                    self.arrive(f);
+                }
+            }
+            for n in 0..self.nodes.len() {
+                if self.nodes[n].endpoint.deadline().is_some_and(|d| d <= self.now) {
+                    let now = self.now;
+                    self.nodes[n].endpoint.handle_timeout(now);
+                    self.drain(n);
+                }
+            }
+        }
+        self.now = self.now.max(end);
+    }
+
+    /// Plays for a while.
+    pub fn run(&mut self, d: Duration) {
+        self.run_until(self.now + d);
+    }
+
+    fn arrive(&mut self, f: Flight) {
+        let Some(n) = self.nodes.iter().position(|n| n.address == f.to) else { return };
+        let now = self.now;
+        let mut frames = vec![];
+        let e = &mut self.nodes[n].endpoint;
+        e.rx().push(f.from, &f.bytes);
+        e.open(now, |frame, _| frames.push(frame.to_vec()));
+        for frame in frames {
+            self.delivered(n, &frame);
+        }
+        self.drain(n);
+    }
+
+    /// Every drop of every node, for a failure's message.
+    pub fn drops(&self) -> String {
+        let one = |n: &SimNode| {
+            n.endpoint.drops().nonzero().map(|(r, c)| format!("{r}={c}")).collect::<Vec<_>>().join(" ")
+        };
+        self.nodes.iter().enumerate().map(|(i, n)| format!("[{i}] {}", one(n))).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Where node `n` is.
+pub fn address(n: usize) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, n as u8 + 1], 4000))
+}
