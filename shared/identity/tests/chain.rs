@@ -60,7 +60,7 @@ fn chains_that_do_not_hold_are_refused() {
     assert!(broken(&[admin_2, by_admin, &leaf(6, 1, NOW)]), "another's leaf");
     assert!(broken(&[&admin(3, 1), by_admin]), "another admin");
     assert!(broken(&[&member(&ROOT, 2, 1), by_admin]), "a member is no issuer");
-    let second_hand = certify(&key(3), 1, certificate(&key(2), "a", Roles::MEMBER));
+    let second_hand = certify(&key(3), 1, certificate(&key(2), "a", Roles::ADMIN));
     assert!(broken(&[&second_hand, by_admin]), "an admin not named by the root");
     assert!(broken(&[admin_2, &certify(&key(2), 1, certificate(&key(5), "a", Roles::ADMIN))]));
     assert!(broken(&[&tombstone(&ROOT, 5, 1, None)]));

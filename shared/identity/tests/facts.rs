@@ -92,12 +92,12 @@ fn a_signature_means_one_kind_only() {
 
 #[test]
 fn structure_is_enforced_when_signing_too() {
-    let (node, network) = (key(2), GENESIS.id());
+    let (owner, network) = (key(2), GENESIS.id());
     let refused = |by: &sign::SigningKey, network, subject, body: Body| {
         matches!(Fact::sign(by, network, subject, 1, NOW, &body), Err(FactError::Malformed(_)))
     };
     let cert = |edit: &dyn Fn(&mut Certificate)| {
-        let mut certificate = certificate(&node, "a", Roles::MEMBER);
+        let mut certificate = certificate(&owner, "a", Roles::MEMBER);
         edit(&mut certificate);
         Body::Certificate(certificate)
     };
@@ -106,7 +106,7 @@ fn structure_is_enforced_when_signing_too() {
         edit(&mut leaf);
         Body::Leaf(leaf)
     };
-    let me = id(&node);
+    let me = id(&owner);
     assert!(!refused(&ROOT, network, me, cert(&|_| {})));
     assert!(!refused(&ROOT, network, me, cert(&|c| c.not_after = c.not_before + MAX_CERTIFICATE_LIFETIME)));
     assert!(refused(
@@ -121,21 +121,24 @@ fn structure_is_enforced_when_signing_too() {
     assert!(refused(&ROOT, network, me, cert(&|c| c.bridge.macs = vec![[0; 6]; 33])));
     assert!(refused(&ROOT, network, me, cert(&|c| c.tags = vec!["x".parse().unwrap(); 17])));
     assert!(refused(&ROOT, network, me, cert(&|c| c.tags = vec!["x".parse().unwrap(); 400])));
-    assert!(refused(&ROOT, network, id(&ROOT), cert(&|_| {})), "another subject");
-    assert!(refused(&node, network, me, cert(&|_| {})), "self-certified");
+    assert!(refused(&ROOT, network, node(3), cert(&|_| {})), "another's key");
+    assert!(refused(&owner, network, me, cert(&|_| {})), "self-certified");
     assert!(refused(&ROOT, NetworkId::NONE, me, cert(&|_| {})));
 
-    assert!(!refused(&node, network, me, leaf(&|_| {})));
+    assert!(!refused(&owner, network, me, leaf(&|_| {})));
     assert!(refused(&ROOT, network, me, leaf(&|_| {})), "another's leaf");
-    assert!(refused(&node, network, me, leaf(&|l| l.not_after = l.not_before + MAX_LEAF_LIFETIME + 1)));
-    assert!(refused(&node, network, me, leaf(&|l| l.suites = 0)));
-    assert!(refused(&node, network, me, leaf(&|l| l.suites = 0x80)));
-    assert!(refused(&node, network, me, leaf(&|l| l.key.0[..2].fill(0xFF))));
-    assert!(refused(&node, network, me, leaf(&|l| l.locations.push(l.locations[0].clone()))));
-    assert!(refused(&node, NetworkId::NONE, me, Body::RelayLeaf(leaf_body(NOW))), "a relay has no locations");
+    assert!(refused(&owner, network, me, leaf(&|l| l.not_after = l.not_before + MAX_LEAF_LIFETIME + 1)));
+    assert!(refused(&owner, network, me, leaf(&|l| l.suites = 0)));
+    assert!(refused(&owner, network, me, leaf(&|l| l.suites = 0x80)));
+    assert!(refused(&owner, network, me, leaf(&|l| l.key.0[..2].fill(0xFF))));
+    assert!(refused(&owner, network, me, leaf(&|l| l.locations.push(l.locations[0].clone()))));
+    assert!(
+        refused(&owner, NetworkId::NONE, me, Body::RelayLeaf(leaf_body(NOW))),
+        "a relay has no locations"
+    );
 
     let ended = || Body::Tombstone(Tombstone { reason: Reason::LEFT, void_after: None });
-    assert!(refused(&node, network, me, ended()) && !refused(&ROOT, network, me, ended()));
+    assert!(refused(&owner, network, me, ended()) && !refused(&ROOT, network, me, ended()));
 }
 
 #[test]

@@ -97,6 +97,19 @@ fn a_revoked_admins_later_acts_are_void() {
 }
 
 #[test]
+fn of_two_certificates_the_higher_sequence_counts_then_the_root_then_the_smaller_signer() {
+    let named =
+        |by: u8, seq| certify(&key(by), seq, certificate(&key(5), &format!("by-{by}"), Roles::MEMBER));
+    let mut roster = roster(&[admin(2, 1), admin(3, 2), named(2, 7), named(3, 7)]);
+    let name = |roster: &Roster| roster.member(&node(5)).unwrap().name().to_owned();
+    assert_eq!(name(&roster), if node(2) < node(3) { "by-2" } else { "by-3" });
+    merge(&mut roster, &named(1, 7));
+    assert_eq!(name(&roster), "by-1");
+    merge(&mut roster, &named(3, 8));
+    assert_eq!(name(&roster), "by-3");
+}
+
+#[test]
 fn without_a_number_what_follows_the_tombstone_is_void() {
     let facts = [admin(2, 1), member(&key(2), 5, 3), tombstone(&ROOT, 2, 4, None), member(&key(2), 6, 5)];
     let roster = roster(&facts);
