@@ -12,6 +12,7 @@
 //! | [`privilege`] | becoming an unprivileged user |
 //! | [`store`] | files that survive a crash at any moment |
 //! | [`peercred`] | who is at the other end of a Unix socket |
+//! | [`service`] | telling the service manager |
 //!
 //! `clock`, `tap`, `udp` and `wake` are for the packet loop, a plain thread, and never block except in
 //! [`wake::Poller::wait`]; `netlink` is for the control plane, on tokio.
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod netlink;
 pub mod peercred;
 pub mod privilege;
+pub mod service;
 pub mod store;
 pub mod tap;
 pub mod udp;
