@@ -12,13 +12,16 @@
 //!
 //! Nothing here holds a copy of the content after the call; what is secret is the caller's to wipe.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+use nix::sys::stat::Mode;
 
 use crate::privilege::Ids;
 
@@ -96,7 +99,15 @@ pub struct View {
 #[derive(Debug, Clone)]
 pub struct Dir {
     view: View,
-    _lock: Arc<Flock<File>>,
+    owner: Arc<Owner>,
+}
+
+/// What all values for one state directory share.
+#[derive(Debug)]
+struct Owner {
+    _lock: Flock<File>,
+    /// Held over each change, so that threads do not meet in a temporary file.
+    changing: Mutex<()>,
 }
 
 impl std::ops::Deref for Dir {
@@ -166,7 +177,7 @@ impl Dir {
             options.custom_flags(libc::O_NOFOLLOW).open(&lock_path).map_err(wrap(&lock_path, "opened"))?;
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
                 let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
                 return Err(StoreError::Locked { dir: path, pid });
@@ -177,16 +188,23 @@ impl Dir {
         let _unsaid =
             lock.set_len(0).and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()));
         tidy(&path)?;
-        Ok(Dir { view: View { path }, _lock: Arc::new(lock) })
+        let owner = Owner { _lock: lock, changing: Mutex::new(()) };
+        Ok(Dir { view: View { path }, owner: Arc::new(owner) })
     }
 
     /// A directory inside, made if need be, under the same lock.
     pub fn sub(&self, name: &str) -> Result<Dir, StoreError> {
         check(name)?;
         let path = self.path.join(name);
+        let _alone = self.change();
         make(&path)?;
         tidy(&path)?;
-        Ok(Dir { view: View { path }, _lock: self._lock.clone() })
+        Ok(Dir { view: View { path }, owner: self.owner.clone() })
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        // It guards no data: what another thread left half done is a temporary file.
+        self.owner.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces a file; durable when it returns. On error the version before it is untouched.
@@ -194,6 +212,7 @@ impl Dir {
         check(name)?;
         let path = self.path.join(name);
         let temporary = self.path.join(format!(".{name}.new.tmp"));
+        let _alone = self.change();
         let result = self.replace(&path, &temporary, bytes);
         if result.is_err() {
             let _gone_or_renamed = std::fs::remove_file(&temporary);
@@ -227,6 +246,7 @@ impl Dir {
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         check(name)?;
         let path = self.path.join(name);
+        let _alone = self.change();
         // The backup first: the other way round a crash between would bring the old version back to life.
         for path in [backup(&path), path] {
             remove(&path)?;
@@ -237,6 +257,7 @@ impl Dir {
     /// Removes the version before the present one, for content that must not be found again.
     pub fn forget_backup(&self, name: &str) -> Result<(), StoreError> {
         check(name)?;
+        let _alone = self.change();
         remove(&backup(&self.path.join(name)))?;
         sync_dir(&self.path)
     }
@@ -246,24 +267,41 @@ impl Dir {
 /// user. Links are neither followed nor changed, nor files with more than one name.
 pub fn hand_over(path: &Path, to: Ids) -> Result<(), StoreError> {
     make(path)?;
-    let open = |path: &Path, flags| {
-        OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | flags).open(path)
-    };
-    let dir = open(path, libc::O_DIRECTORY).map_err(wrap(path, "opened"))?;
-    for entry in std::fs::read_dir(path).map_err(wrap(path, "read"))? {
-        let entry = entry.map_err(wrap(path, "read"))?;
-        let (inner, kind) = (entry.path(), entry.file_type());
-        if kind.as_ref().is_ok_and(|t| t.is_dir()) {
-            hand_over(&inner, to)?;
-        } else if kind.is_ok_and(|t| t.is_file()) {
-            let file = open(&inner, 0).map_err(wrap(&inner, "opened"))?;
-            let meta = file.metadata().map_err(wrap(&inner, "read"))?;
-            if meta.is_file() && meta.nlink() == 1 && (meta.uid(), meta.gid()) != (to.uid, to.gid) {
-                fchown(&file, Some(to.uid), Some(to.gid)).map_err(wrap(&inner, "handed over"))?;
-            }
+    let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY;
+    let dir = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(wrap(path, "opened"))?;
+    hand_over_within(&dir, path, to)
+}
+
+/// Everything is opened from the directory's descriptor: by path, that user could put a link to somewhere
+/// else in its place meanwhile, and root would follow. `path` is for messages.
+fn hand_over_within(dir: &File, path: &Path, to: Ids) -> Result<(), StoreError> {
+    let listed = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    for entry in std::fs::read_dir(listed).map_err(wrap(path, "read"))? {
+        let name = entry.map_err(wrap(path, "read"))?.file_name();
+        let inner = path.join(&name);
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = match openat(dir, name.as_os_str(), flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            // A link; a socket; gone meanwhile.
+            Err(Errno::ELOOP | Errno::ENXIO | Errno::ENOENT) => continue,
+            Err(e) => return Err(wrap(&inner, "opened")(e.into())),
+        };
+        let meta = file.metadata().map_err(wrap(&inner, "read"))?;
+        if meta.is_dir() {
+            hand_over_within(&file, &inner, to)?;
+        } else if meta.is_file() && meta.nlink() == 1 {
+            give(&file, &meta, &inner, to)?;
         }
     }
-    fchown(&dir, Some(to.uid), Some(to.gid)).map_err(wrap(path, "handed over"))
+    let meta = dir.metadata().map_err(wrap(path, "read"))?;
+    give(dir, &meta, path, to)
+}
+
+fn give(file: &File, meta: &Metadata, path: &Path, to: Ids) -> Result<(), StoreError> {
+    if (meta.uid(), meta.gid()) == (to.uid, to.gid) {
+        return Ok(());
+    }
+    fchown(file, Some(to.uid), Some(to.gid)).map_err(wrap(path, "handed over"))
 }
 
 enum Loaded {

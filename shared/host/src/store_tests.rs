@@ -206,3 +206,23 @@ fn handing_over_changes_owners_but_follows_no_link() {
     }
     assert_eq!(std::fs::metadata(&victim).unwrap().uid(), 0);
 }
+
+#[test]
+fn threads_that_write_one_file_take_turns() {
+    let s = Scratch::new("threads");
+    let dir = Dir::open(&s.0).unwrap();
+    std::thread::scope(|scope| {
+        for t in 0..4u8 {
+            let dir = dir.clone();
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    dir.write("x", &vec![t; 1 + usize::from(t) * 10_000]).unwrap();
+                    let read = dir.read("x").unwrap().unwrap();
+                    assert_eq!(read.origin, Origin::Current);
+                    assert_eq!(read.bytes.len(), 1 + usize::from(read.bytes[0]) * 10_000);
+                }
+            });
+        }
+    });
+    assert_eq!(std::fs::read_dir(&s.0).unwrap().count(), 3);
+}

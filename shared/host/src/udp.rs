@@ -98,8 +98,8 @@ pub struct Sent {
 
 impl Udp {
     /// Binds a socket to each address. Port 0 takes a free port, the same for all that ask for 0 where
-    /// possible; [`Udp::local_addrs`] tells it. IPv6 on a machine without IPv6 is left out if an IPv4
-    /// wildcard is bound.
+    /// possible; [`Udp::local_addrs`] tells it. `[::]` beside other addresses is left out where the machine
+    /// has no IPv6.
     pub fn bind(addresses: &[SocketAddr]) -> Result<Udp, UdpError> {
         let mut sockets: Vec<Socket> = Vec::new();
         let mut chosen = 0;
@@ -118,7 +118,7 @@ impl Udp {
                     sockets.push(socket);
                 }
                 Err(UdpError::NoAddress(_))
-                    if address.is_ipv6() && address.ip().is_unspecified() && !sockets.is_empty() => {}
+                    if address.is_ipv6() && address.ip().is_unspecified() && addresses.len() > 1 => {}
                 Err(e) => return Err(e),
             }
         }
