@@ -22,9 +22,7 @@ mod snapshot;
 mod time;
 
 pub use endpoint::Endpoint;
-pub use node::{
-    Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer, Work, WorkDone,
-};
+pub use node::{Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer, Work, WorkDone};
 pub use opener::{LaneStats, Opener};
 pub use relay_link::{LinkEvent, RelayLink};
 pub use rng::Rng;

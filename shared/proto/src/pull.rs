@@ -60,7 +60,14 @@ impl Puller {
 
     /// A chunk came. Gives the blob when it is whole (its hash is the caller's to check: facts and blobs are hashed
     /// differently) and what to send next.
-    pub fn chunk(&mut self, now: Time, hash: &Hash, chunk: u16, count: u16, bytes: Vec<u8>) -> (Option<Vec<u8>>, Vec<Control>) {
+    pub fn chunk(
+        &mut self,
+        now: Time,
+        hash: &Hash,
+        chunk: u16,
+        count: u16,
+        bytes: Vec<u8>,
+    ) -> (Option<Vec<u8>>, Vec<Control>) {
         let Some(p) = self.current.as_mut().filter(|p| p.hash == *hash) else { return (None, vec![]) };
         if count == 0 {
             self.current = None;
@@ -83,8 +90,7 @@ impl Puller {
             self.current = None;
             return (Some(blob), self.next(now));
         }
-        let missing_asked =
-            p.chunks.iter().take(usize::from(p.next)).filter(|c| c.is_none()).count();
+        let missing_asked = p.chunks.iter().take(usize::from(p.next)).filter(|c| c.is_none()).count();
         let mut out = vec![];
         let mut room = WINDOW.saturating_sub(missing_asked);
         while room > 0 && p.next < count {

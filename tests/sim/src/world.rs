@@ -107,8 +107,12 @@ impl World {
             datagrams: 0,
             setup,
         };
-        let facts: Vec<Vec<u8>> =
-            CAST.members.iter().take(world.setup.nodes).map(|m| m.certificate.fact().bytes().to_vec()).collect();
+        let facts: Vec<Vec<u8>> = CAST
+            .members
+            .iter()
+            .take(world.setup.nodes)
+            .map(|m| m.certificate.fact().bytes().to_vec())
+            .collect();
         for n in 0..world.setup.nodes {
             let endpoint = world.start(n, facts.clone(), OwnKeys::default());
             world.nodes.push(SimNode {
@@ -123,10 +127,8 @@ impl World {
     }
 
     fn start(&mut self, n: usize, facts: Vec<Vec<u8>>, keys: OwnKeys) -> Endpoint {
-        let endpoints = (0..self.setup.nodes)
-            .filter(|m| *m != n)
-            .map(|m| (CAST.members[m].id, address(m)))
-            .collect();
+        let endpoints =
+            (0..self.setup.nodes).filter(|m| *m != n).map(|m| (CAST.members[m].id, address(m))).collect();
         let config = NodeConfig {
             genesis: CAST.genesis.clone(),
             identity: CAST.members[n].identity.clone(),
@@ -207,7 +209,8 @@ impl World {
     fn eavesdrop(&mut self, bytes: &[u8]) {
         assert!(!bytes.windows(MARK.len()).any(|w| w == MARK), "I5: a payload in the clear on the wire");
         if bytes[0] >> 6 == 0b10 {
-            let header = shadowmesh_wire::data::DataHeader::parse(bytes).expect("I5: a malformed data packet");
+            let header =
+                shadowmesh_wire::data::DataHeader::parse(bytes).expect("I5: a malformed data packet");
             assert!(self.seen.insert((header.index, header.counter)), "I5: an index and counter used twice");
         }
     }

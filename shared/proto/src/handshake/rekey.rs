@@ -73,11 +73,7 @@ impl Rekey {
         let sealed = stage1.response_key().seal_vec(0, &h1, &credential.bytes(&h1));
         let sealed: [u8; CREDENTIAL + TAG] = sealed.try_into().map_err(|_| DropReason::BadHandshake)?;
         let mut body = Vec::with_capacity(32 + 2 * KEM + CREDENTIAL + TAG);
-        Writer(&mut body)
-            .bytes(&leaf.hash)
-            .bytes(ephemeral.public().as_bytes())
-            .bytes(&ct1)
-            .bytes(&sealed);
+        Writer(&mut body).bytes(&leaf.hash).bytes(ephemeral.public().as_bytes()).bytes(&ct1).bytes(&sealed);
         Ok((Rekey { sid, stage1, ephemeral, sealed, credential }, body))
     }
 
@@ -130,8 +126,7 @@ impl RekeyOpened {
         let h1 = parent.h1(sid, &leaf_hash, &ephemeral[..], &ct1);
         let ss1 = key.decapsulate(&ct1).map_err(|_| DropReason::BadHandshake)?;
         let stage1 = Stage1::new(h1, &ss1, Some(parent.exporter));
-        let plain =
-            stage1.response_key().open_vec(0, &h1, &sealed).map_err(|_| DropReason::BadTag)?;
+        let plain = stage1.response_key().open_vec(0, &h1, &sealed).map_err(|_| DropReason::BadTag)?;
         let mut r = Reader::new(&plain);
         let (certificate, leaf) = (r.array()?, r.array()?);
         Ok(RekeyOpened { stage1, sealed, ephemeral, certificate, leaf })

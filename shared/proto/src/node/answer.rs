@@ -1,9 +1,9 @@
 //! Openings by others: members that come to this node.
 
-use super::session::Root;
 use super::Node;
-use crate::handshake::{Incoming, Local, Opened, Role, Source};
+use super::session::Root;
 use crate::Time;
+use crate::handshake::{Incoming, Local, Opened, Role, Source};
 use shadowmesh_identity::chain::Chain;
 use shadowmesh_identity::{Fact, NodeId};
 use shadowmesh_wire::DropReason;
@@ -12,7 +12,12 @@ use shadowmesh_wire::handshake::{CredentialKind, Established, RelayGrant, Sid};
 
 impl Node {
     /// A handshake packet or RESET.
-    pub(super) fn handle_typed(&mut self, now: Time, source: Source, packet: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn handle_typed(
+        &mut self,
+        now: Time,
+        source: Source,
+        packet: &[u8],
+    ) -> Result<(), DropReason> {
         let packet_type =
             packet.first().and_then(|b| PacketType::from_byte(*b)).ok_or(DropReason::Malformed)?;
         match packet_type {
@@ -92,10 +97,7 @@ impl Node {
     pub(super) fn certificates_checked(&mut self, now: Time, source: Source, sid: Sid, chain: Chain) {
         let Some(opened) = self.responder.resume(source, sid) else { return };
         let (certificate, leaf) = opened.credential.split_at(32);
-        let shown = (
-            Some(chain.certificate.fact().id()),
-            chain.leaf.as_ref().map(|l| l.fact().id()),
-        );
+        let shown = (Some(chain.certificate.fact().id()), chain.leaf.as_ref().map(|l| l.fact().id()));
         if shown != (Self::parse_hash(certificate), Self::parse_hash(leaf)) {
             self.drops.count(DropReason::BadHandshake);
             return;

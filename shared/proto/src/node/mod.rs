@@ -33,8 +33,8 @@ use std::time::Duration;
 
 pub use own::{OwnKeys, SavedLeaf};
 pub use relays::RelayStatus;
-pub use sync::{Work, WorkDone};
 pub(crate) use sync::check_relay_bundle;
+pub use sync::{Work, WorkDone};
 
 /// What a node is made from.
 pub struct NodeConfig {
@@ -555,7 +555,9 @@ impl Node {
         let mut peers = HashMap::new();
         let (mut macs, mut flood, mut unreached) = (HashMap::new(), vec![], false);
         for p in &self.peers {
-            let Some(member) = self.roster.member(&p.node).filter(|_| self.is_live(&p.node)) else { continue };
+            let Some(member) = self.roster.member(&p.node).filter(|_| self.is_live(&p.node)) else {
+                continue;
+            };
             let lanes = p.current().and_then(|s| s.tx);
             let route = self.route(p);
             macs.insert(member.mac, p.id);

@@ -44,11 +44,7 @@ impl Own {
     pub fn new(saved: &OwnKeys) -> Self {
         let key = |bytes: &[u8]| kem::SecretKey::from_bytes(bytes).ok().map(Arc::new);
         Own {
-            leaves: saved
-                .leaves
-                .iter()
-                .filter_map(|l| Some((l.leaf, l.not_after, key(&l.key)?)))
-                .collect(),
+            leaves: saved.leaves.iter().filter_map(|l| Some((l.leaf, l.not_after, key(&l.key)?))).collect(),
             pseudonyms: saved.pseudonyms.iter().filter_map(|(r, k)| Some((*r, key(k)?))).collect(),
         }
     }
@@ -137,8 +133,7 @@ impl Node {
             locations,
         });
         let seq = self.roster.next_leaf_seq(&self.id);
-        let signed =
-            Fact::sign(&self.config.identity, self.roster.network(), self.id, seq, unix, &body);
+        let signed = Fact::sign(&self.config.identity, self.roster.network(), self.id, seq, unix, &body);
         let Ok(fact) = signed else { return false };
         self.own.leaves.insert(0, (fact.fact().id(), not_after, key));
         self.own.leaves.truncate(4);

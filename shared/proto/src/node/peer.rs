@@ -1,11 +1,11 @@
 //! A peer as the control half knows it: its sessions, its opening, what waits for it.
 
 use super::session::Session;
+use crate::Time;
 use crate::handshake::Initiator;
 use crate::pull::Puller;
 use crate::snapshot::{PeerId, Route, SessionId};
 use crate::time::earlier;
-use crate::Time;
 use shadowmesh_identity::NodeId;
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,11 +1,11 @@
 //! The relays of the network: one link each, by pseudonym; up to two are this node's own places.
 
 use super::{Event, Node};
+use crate::Time;
 use crate::handshake::{Credential, ResponderLeaf};
 use crate::relay_leg::RelayLeg;
 use crate::relay_link::{LinkEvent, RelayLink};
 use crate::snapshot::Install;
-use crate::Time;
 use shadowmesh_identity::{HostPort, Location, NodeId};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::handshake::RelayGrant;
@@ -133,7 +133,12 @@ impl Node {
     }
 
     /// A typed packet that may be a relay's answer; `false` when it is not.
-    pub(super) fn handle_relay_typed(&mut self, now: Time, from: SocketAddr, packet: &[u8]) -> Result<bool, DropReason> {
+    pub(super) fn handle_relay_typed(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        packet: &[u8],
+    ) -> Result<bool, DropReason> {
         let link = self.links.iter().position(|l| l.link.address() == Some(from) && l.link.takes(packet));
         let Some(i) = link else { return Ok(false) };
         let result = self.links[i].link.handle_typed(now, packet, &mut self.rng);

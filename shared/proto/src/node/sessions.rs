@@ -174,11 +174,13 @@ impl Node {
 
     /// Eight indexes that nobody else here has. The low four bits name the opener that owns the lane: one, for now.
     pub(super) fn fresh_indexes(&mut self) -> [u32; LANES] {
-        std::array::from_fn(|_| loop {
-            let index = (self.rng.u64() as u32) & shadowmesh_wire::data::MAX_INDEX & !15;
-            if let std::collections::hash_map::Entry::Vacant(v) = self.indexes.entry(index) {
-                v.insert(SessionId::MAX);
-                return index;
+        std::array::from_fn(|_| {
+            loop {
+                let index = (self.rng.u64() as u32) & shadowmesh_wire::data::MAX_INDEX & !15;
+                if let std::collections::hash_map::Entry::Vacant(v) = self.indexes.entry(index) {
+                    v.insert(SessionId::MAX);
+                    return index;
+                }
             }
         })
     }
@@ -389,7 +391,8 @@ impl Node {
         let peer = &self.peers[p as usize];
         let lane = peer.session(id).and_then(|s| s.tx).map(|tx| tx[0]);
         let (Some(lane), Some(route)) = (lane, self.route(peer)) else { return };
-        let sent = self.sealer.seal_control(lane, kind, body).and_then(|packet| self.sealer.address(&route, packet));
+        let sent =
+            self.sealer.seal_control(lane, kind, body).and_then(|packet| self.sealer.address(&route, packet));
         match sent {
             Ok(x) => self.out.push_back(x),
             Err(reason) => self.drops.count(reason),
@@ -417,7 +420,12 @@ impl Node {
     }
 
     /// Opened control, report or ping from a peer.
-    pub(super) fn handle_peer_plain(&mut self, now: Time, p: PeerId, plain: Plain<'_>) -> Result<(), DropReason> {
+    pub(super) fn handle_peer_plain(
+        &mut self,
+        now: Time,
+        p: PeerId,
+        plain: Plain<'_>,
+    ) -> Result<(), DropReason> {
         if !self.is_live(&self.peers[p as usize].node) {
             return Err(DropReason::NotMember);
         }
@@ -688,7 +696,14 @@ impl Node {
         self.answer_rekey(now, p, id, piece.sid, &body)
     }
 
-    fn answer_rekey(&mut self, now: Time, p: PeerId, id: SessionId, sid: Sid, body: &[u8]) -> Result<(), DropReason> {
+    fn answer_rekey(
+        &mut self,
+        now: Time,
+        p: PeerId,
+        id: SessionId,
+        sid: Sid,
+        body: &[u8],
+    ) -> Result<(), DropReason> {
         let (me, network) = (self.id, self.roster.network());
         let rx = self.fresh_indexes();
         let (sid_r, instance, wall) = (self.rng.bytes(), self.instance, self.clock(now));
@@ -739,12 +754,19 @@ impl Node {
     }
 
     /// The answer to our rekey.
-    fn rekey_answered(&mut self, now: Time, p: PeerId, id: SessionId, piece: Piece) -> Result<(), DropReason> {
+    fn rekey_answered(
+        &mut self,
+        now: Time,
+        p: PeerId,
+        id: SessionId,
+        piece: Piece,
+    ) -> Result<(), DropReason> {
         let (me, network) = (self.id, self.roster.network());
         let peer = &mut self.peers[p as usize];
         let node = peer.node;
         let s = peer.session_mut(id).ok_or(DropReason::NoSession)?;
-        let r = s.rekey_out.as_mut().filter(|r| r.rekey.sid == piece.sid).ok_or(DropReason::UnknownHandshake)?;
+        let r =
+            s.rekey_out.as_mut().filter(|r| r.rekey.sid == piece.sid).ok_or(DropReason::UnknownHandshake)?;
         let reply = r.reply.get_or_insert_with(|| Pieces::new(piece.count));
         if reply.count() != usize::from(piece.count) {
             return Err(DropReason::BadHandshake);

@@ -2,10 +2,10 @@
 //! that check signatures off the packet loop.
 
 use super::{Event, Node};
+use crate::Time;
 use crate::handshake::{Asked, ResponderLeaf, Source};
 use crate::pull::serve;
 use crate::snapshot::{PeerId, SessionId};
-use crate::Time;
 use shadowmesh_crypto::{Hash, kdf, sign};
 use shadowmesh_identity::chain::{Chain, ChainError, verify_chain, verify_relay_leaf};
 use shadowmesh_identity::roster::Merge;
@@ -50,8 +50,12 @@ impl Work {
     pub fn run(self) -> WorkDone {
         let outcome = match self.job {
             Job::Fact(fact, key) => Outcome::Fact(fact.verify(&key)),
-            Job::Chain { genesis, bytes, now } => Outcome::Chain(Box::new(verify_chain(&genesis, &bytes, now))),
-            Job::RelayLeaf { relay, bundle, now } => Outcome::RelayLeaf(check_relay_bundle(&relay, &bundle, now)),
+            Job::Chain { genesis, bytes, now } => {
+                Outcome::Chain(Box::new(verify_chain(&genesis, &bytes, now)))
+            }
+            Job::RelayLeaf { relay, bundle, now } => {
+                Outcome::RelayLeaf(check_relay_bundle(&relay, &bundle, now))
+            }
         };
         WorkDone { id: self.id, outcome }
     }
@@ -172,7 +176,8 @@ impl Node {
         for node in &merged.changed {
             if self.roster.is_valid(node, unix).is_err() {
                 if let Some(p) = self.by_node.get(node).copied()
-                    && (!self.peers[p as usize].sessions.is_empty() || self.peers[p as usize].opening.is_some())
+                    && (!self.peers[p as usize].sessions.is_empty()
+                        || self.peers[p as usize].opening.is_some())
                 {
                     self.cut(now, p, "this member was revoked");
                 }

@@ -1,0 +1,32 @@
+# What a developer can run. `make` alone lists it.
+#
+# Tests that make network namespaces and devices need root: sudo -E make test
+
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test lint formal measured
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## installs the Debian packages that building and testing need (root)
+	@scripts/deps
+
+build: ## the programs, optimised, in target/release
+	$(CARGO) build --workspace --release --locked
+
+test: ## every test of the workspace (root, for network namespaces)
+	@# The namespace tests start programs, which `cargo test` of another crate would not build.
+	$(CARGO) build --workspace --bins --locked
+	$(CARGO) test --workspace --no-fail-fast --locked
+
+lint: ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+formal: ## the symbolic models against what they are expected to prove (ProVerif, Verifpal)
+	tests/formal/run
+
+measured: ## all measured promises as a table; fails when one does not hold
+	scripts/measured

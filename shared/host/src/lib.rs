@@ -1,0 +1,28 @@
+//! The only crate of ShadowMesh that touches the operating system (Linux).
+//!
+//! Everything else is a machine without clock, sockets or files; this crate gives those machines a world:
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`clock`] | monotonic and wall time |
+//! | [`tap`] | the virtual Ethernet device |
+//! | [`udp`] | UDP sockets, many datagrams a system call |
+//! | [`wake`] | waiting on descriptors, and waking who waits |
+//! | [`netlink`] | addresses, MTU, routes of interfaces |
+//! | [`privilege`] | becoming an unprivileged user |
+//! | [`store`] | files that survive a crash at any moment |
+//! | [`peercred`] | who is at the other end of a Unix socket |
+//! | [`service`] | telling the service manager |
+//!
+//! `clock`, `tap`, `udp` and `wake` are for the packet loop, a plain thread, and never block except in
+//! [`wake::Poller::wait`]; `netlink` is for the control plane, on tokio.
+
+pub mod clock;
+pub mod netlink;
+pub mod peercred;
+pub mod privilege;
+pub mod service;
+pub mod store;
+pub mod tap;
+pub mod udp;
+pub mod wake;

@@ -1,0 +1,535 @@
+//! UDP: sockets for both families, many datagrams a system call, no fragmentation.
+//!
+//! A [`Udp`] is a list of bound sockets used as one. Receiving drains them into a [`RecvBatch`], memory
+//! that is allocated once and opened in place; sending takes a list of (destination, bytes). What concerns
+//! one datagram (too big, no route) never stops the others; what concerns the socket (full) is told apart.
+//!
+//! The sockets send with "don't fragment" and do not believe ICMP about the path's MTU
+//! (`IP_PMTUDISC_PROBE`): the mesh probes it, authenticated, and a forged ICMP must not shrink it.
+//! IPv6 sockets are IPv6 only, so an IPv4 address never appears mapped.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind,
+    getsockname, setsockopt, socket, sockopt,
+};
+
+/// Datagrams that one system call moves at most.
+pub const BATCH: usize = 64;
+
+/// Asked of the kernel for each direction of each socket.
+const BUFFER: usize = 4 << 20;
+
+/// Why a socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// Another program has the port.
+    #[error("udp {0} is used by another program")]
+    InUse(SocketAddr),
+    /// Ports below 1024.
+    #[error("listening on udp {0} needs root or CAP_NET_BIND_SERVICE")]
+    NoPrivilege(SocketAddr),
+    /// The address is not of this machine, or its family is switched off.
+    #[error("udp {0} is not an address of this machine")]
+    NoAddress(SocketAddr),
+    /// No address was given.
+    #[error("no address to listen on was given")]
+    Nothing,
+    /// Anything else.
+    #[error("listening on udp {address} did not work: {source}")]
+    Other {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+struct Socket {
+    fd: OwnedFd,
+    local: SocketAddr,
+}
+
+/// Bound sockets, used as one.
+pub struct Udp {
+    sockets: Vec<Socket>,
+}
+
+impl std::fmt::Debug for Udp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.sockets.iter().map(|s| s.local)).finish()
+    }
+}
+
+/// Why one datagram was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// Larger than the interface takes. A path MTU probe that found its answer.
+    TooBig,
+    /// No route, nobody there, or a firewall of this machine refuses it.
+    Unreachable,
+    /// No socket of this family is bound.
+    NoSocket,
+    /// Anything else, as an errno.
+    Other(i32),
+}
+
+/// Why sending stopped before the end of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendStop {
+    /// The socket's buffer is full: wait until it is writable.
+    WouldBlock,
+    /// The machine or the interface's queue is full; no descriptor tells when that ends. Try a moment later.
+    NoBuffers,
+}
+
+/// How far [`Udp::send_batch`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Datagrams dealt with, from the front of the list: sent, or refused one by one.
+    pub done: usize,
+    /// Why the rest was not tried; `None` when there is no rest.
+    pub stop: Option<SendStop>,
+}
+
+impl Udp {
+    /// Binds a socket to each address. Port 0 takes a free port, the same for all that ask for 0 where
+    /// possible; [`Udp::local_addrs`] tells it. `[::]` beside other addresses is left out where the machine
+    /// has no IPv6.
+    pub fn bind(addresses: &[SocketAddr]) -> Result<Udp, UdpError> {
+        let mut sockets: Vec<Socket> = Vec::new();
+        let mut chosen = 0;
+        for &address in addresses {
+            let wanted = |port| SocketAddr::new(address.ip(), port);
+            let first = if address.port() == 0 { wanted(chosen) } else { address };
+            let bound = match open(first) {
+                Err(UdpError::InUse(_)) if address.port() == 0 && chosen != 0 => open(wanted(0)),
+                other => other,
+            };
+            match bound {
+                Ok(socket) => {
+                    if address.port() == 0 {
+                        chosen = socket.local.port();
+                    }
+                    sockets.push(socket);
+                }
+                Err(UdpError::NoAddress(_))
+                    if address.is_ipv6() && address.ip().is_unspecified() && addresses.len() > 1 => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if sockets.is_empty() {
+            return Err(addresses.first().map_or(UdpError::Nothing, |a| UdpError::NoAddress(*a)));
+        }
+        Ok(Udp { sockets })
+    }
+
+    /// What is bound, with the ports that were chosen.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().map(|s| s.local).collect()
+    }
+
+    /// The descriptors to wait on.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(|s| s.fd.as_fd())
+    }
+
+    /// Whether a socket can send to this family.
+    pub fn reaches(&self, to: &SocketAddr) -> bool {
+        self.socket_for(to).is_some()
+    }
+
+    fn socket_for(&self, to: &SocketAddr) -> Option<usize> {
+        self.sockets.iter().position(|s| s.local.is_ipv4() == to.is_ipv4())
+    }
+
+    /// Takes what has arrived, up to the batch's size, from all sockets. An empty batch: nothing is there.
+    /// Errors that ICMP left on a socket are not errors; one that is returned means the socket is broken.
+    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.len = 0;
+        // Another socket first each time, so that a flood on one does not starve the other.
+        batch.turn = batch.turn.wrapping_add(1);
+        let n = self.sockets.len();
+        for i in 0..n {
+            if batch.len == batch.capacity() {
+                break;
+            }
+            let socket = &self.sockets[(batch.turn + i) % n];
+            let mut tries = 0;
+            loop {
+                match mmsg::recv(socket.fd.as_fd(), batch) {
+                    Ok(_) => break,
+                    Err(Errno::EAGAIN) => break,
+                    Err(Errno::EINTR) => {}
+                    Err(e) if transient(e) && tries < BATCH => tries += 1,
+                    Err(e) if transient(e) => break,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        Ok(batch.len)
+    }
+
+    /// Sends a list of datagrams in order. `refused` is told of each that was not sent while the rest went
+    /// on. When it stops early, call again with the rest (`&list[sent.done..]`).
+    pub fn send_batch(
+        &self,
+        list: &[(SocketAddr, &[u8])],
+        refused: &mut dyn FnMut(usize, SendError),
+    ) -> Sent {
+        let mut done = 0;
+        while let Some((to, _)) = list.get(done) {
+            let Some(index) = self.socket_for(to) else {
+                refused(done, SendError::NoSocket);
+                done += 1;
+                continue;
+            };
+            // As many as go through one socket in one call.
+            let run =
+                list[done..].iter().take(BATCH).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
+            match mmsg::send(self.sockets[index].fd.as_fd(), &list[done..done + run]) {
+                Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Sent { done, stop: Some(SendStop::WouldBlock) },
+                Err(Errno::ENOBUFS | Errno::ENOMEM) => return Sent { done, stop: Some(SendStop::NoBuffers) },
+                Err(e) => {
+                    // The call reports the error of its first datagram only.
+                    refused(done, send_error(e));
+                    done += 1;
+                }
+            }
+        }
+        Sent { done, stop: None }
+    }
+
+    /// Sends one datagram: for the control plane and for tests.
+    pub fn send_to(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), SendError> {
+        let mut result = Ok(());
+        let sent = self.send_batch(&[(to, bytes)], &mut |_, e| result = Err(e));
+        match sent.stop {
+            None => result,
+            Some(SendStop::WouldBlock) => Err(SendError::Other(libc::EAGAIN)),
+            Some(SendStop::NoBuffers) => Err(SendError::Other(libc::ENOBUFS)),
+        }
+    }
+}
+
+/// Errors that a socket reports once because of what the network answered, and then works on.
+fn transient(e: Errno) -> bool {
+    matches!(
+        e,
+        Errno::ECONNREFUSED
+            | Errno::ECONNRESET
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::ENETDOWN
+            | Errno::ENOPROTOOPT
+            | Errno::EPROTO
+            | Errno::EMSGSIZE
+            | Errno::EACCES
+            | Errno::EPERM
+            | Errno::ENOMEM
+            | Errno::ENOBUFS
+    )
+}
+
+fn send_error(e: Errno) -> SendError {
+    match e {
+        Errno::EMSGSIZE => SendError::TooBig,
+        Errno::ENETUNREACH
+        | Errno::EHOSTUNREACH
+        | Errno::ENETDOWN
+        | Errno::EHOSTDOWN
+        | Errno::ECONNREFUSED
+        | Errno::EADDRNOTAVAIL
+        | Errno::EACCES
+        | Errno::EPERM
+        | Errno::EINVAL => SendError::Unreachable,
+        other => SendError::Other(other as i32),
+    }
+}
+
+fn open(address: SocketAddr) -> Result<Socket, UdpError> {
+    open_raw(address).map_err(|e| match e {
+        Errno::EADDRINUSE => UdpError::InUse(address),
+        Errno::EACCES | Errno::EPERM => UdpError::NoPrivilege(address),
+        Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT => UdpError::NoAddress(address),
+        other => UdpError::Other { address, source: other.into() },
+    })
+}
+
+fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, SockType::Datagram, flags, SockProtocol::Udp)?;
+    // Best effort: with CAP_NET_ADMIN past the system's limit, else up to it.
+    if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).is_err() {
+        setsockopt(&fd, sockopt::RcvBuf, &BUFFER)?;
+    }
+    if setsockopt(&fd, sockopt::SndBufForce, &BUFFER).is_err() {
+        setsockopt(&fd, sockopt::SndBuf, &BUFFER)?;
+    }
+    match address {
+        SocketAddr::V4(a) => {
+            mmsg::set_int(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+            bind(fd.as_raw_fd(), &SockaddrIn::from(a))?;
+        }
+        SocketAddr::V6(a) => {
+            setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+            mmsg::set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+            mmsg::set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)?;
+            bind(fd.as_raw_fd(), &SockaddrIn6::from(a))?;
+        }
+    }
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    let local = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
+        (Some(a), _) => SocketAddr::V4(SocketAddrV4::from(*a)),
+        (_, Some(a)) => SocketAddr::V6(SocketAddrV6::from(*a)),
+        _ => address,
+    };
+    Ok(Socket { fd, local })
+}
+
+/// Memory for received datagrams, allocated once.
+pub struct RecvBatch {
+    slab: Box<[u8]>,
+    slot: usize,
+    lens: Vec<usize>,
+    from: Vec<SocketAddr>,
+    len: usize,
+    truncated: u64,
+    turn: usize,
+}
+
+impl RecvBatch {
+    /// `count` datagrams (1 to [`BATCH`]) of up to `slot` bytes each.
+    pub fn new(count: usize, slot: usize) -> RecvBatch {
+        let (count, slot) = (count.clamp(1, BATCH), slot.max(1));
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        RecvBatch {
+            slab: vec![0; count * slot].into_boxed_slice(),
+            slot,
+            lens: vec![0; count],
+            from: vec![nobody; count],
+            len: 0,
+            truncated: 0,
+            turn: 0,
+        }
+    }
+
+    /// How many datagrams it can hold.
+    pub fn capacity(&self) -> usize {
+        self.lens.len()
+    }
+
+    /// How many it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Datagrams dropped so far because they were longer than a slot.
+    pub fn truncated(&self) -> u64 {
+        self.truncated
+    }
+
+    /// The datagrams, to read.
+    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        let slots = self.slab.chunks_exact(self.slot);
+        self.from.iter().zip(&self.lens).zip(slots).take(self.len).map(|((from, n), s)| (*from, &s[..*n]))
+    }
+
+    /// The datagrams, to open in place.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
+        let slots = self.slab.chunks_exact_mut(self.slot);
+        self.from.iter().zip(&self.lens).zip(slots).take(self.len).map(|((from, n), s)| (*from, &mut s[..*n]))
+    }
+}
+
+mod mmsg {
+    //! The two system calls, `recvmmsg` and `sendmmsg`, and the socket options that nix has no name for.
+    #![expect(unsafe_code, reason = "system calls over arrays of pointers")]
+
+    use std::mem::{size_of, zeroed};
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+    use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+    use std::ptr;
+
+    use nix::errno::Errno;
+
+    use super::{BATCH, RecvBatch};
+
+    /// Room for an address of either family, as the kernel writes it.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    union Address {
+        family: libc::sa_family_t,
+        v4: libc::sockaddr_in,
+        v6: libc::sockaddr_in6,
+    }
+
+    /// Sets an integer option.
+    pub fn set_int(
+        fd: &OwnedFd,
+        level: libc::c_int,
+        option: libc::c_int,
+        value: libc::c_int,
+    ) -> nix::Result<()> {
+        // SAFETY: the pointer is to a live c_int and the length is its size; the call only reads it.
+        let result = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                level,
+                option,
+                ptr::from_ref(&value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        Errno::result(result).map(drop)
+    }
+
+    /// Appends what a socket has to the batch; leaves out (and counts) what was cut.
+    pub fn recv(fd: BorrowedFd<'_>, batch: &mut RecvBatch) -> nix::Result<usize> {
+        let start = batch.len;
+        let room = (batch.capacity() - start).min(BATCH);
+        // SAFETY: all of these are plain C data for which zero is a valid value.
+        let mut addresses: [Address; BATCH] = unsafe { zeroed() };
+        // SAFETY: as above; null pointers with length zero.
+        let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
+        let slots = batch.slab.chunks_exact_mut(batch.slot).skip(start).take(room);
+        for (((slot, iovec), address), header) in slots.zip(&mut iovecs).zip(&mut addresses).zip(&mut headers)
+        {
+            iovec.iov_base = slot.as_mut_ptr().cast();
+            iovec.iov_len = slot.len();
+            header.msg_hdr.msg_name = ptr::from_mut(address).cast();
+            header.msg_hdr.msg_namelen = size_of::<Address>() as libc::socklen_t;
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        // SAFETY: the first `room` headers were filled above, each with one iovec over its own slot of the
+        // slab (disjoint, as chunks are) and one address, all of which live and are not touched until the
+        // call returns. The timeout may be null.
+        let got = unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                room as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                ptr::null_mut(),
+            )
+        };
+        let got = Errno::result(got)? as usize;
+        let mut kept = start;
+        for (i, (header, address)) in headers.iter().zip(&addresses).take(got).enumerate() {
+            let len = header.msg_len as usize;
+            if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || len > batch.slot {
+                batch.truncated += 1;
+                continue;
+            }
+            let Some(from) = read_address(address) else { continue };
+            if kept != start + i {
+                let at = (start + i) * batch.slot;
+                batch.slab.copy_within(at..at + len, kept * batch.slot);
+            }
+            batch.lens[kept] = len;
+            batch.from[kept] = from;
+            kept += 1;
+        }
+        batch.len = kept;
+        Ok(kept - start)
+    }
+
+    fn read_address(address: &Address) -> Option<SocketAddr> {
+        // SAFETY: the memory was zeroed and then perhaps written by the kernel, so every field of every
+        // variant is initialised, and all are plain integers.
+        match i32::from(unsafe { address.family }) {
+            libc::AF_INET => {
+                // SAFETY: as above.
+                let a = unsafe { address.v4 };
+                let ip = Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr));
+                Some(SocketAddr::V4(SocketAddrV4::new(ip, u16::from_be(a.sin_port))))
+            }
+            libc::AF_INET6 => {
+                // SAFETY: as above.
+                let a = unsafe { address.v6 };
+                let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
+                // The flow label says nothing about who sent it and would make equal addresses differ.
+                Some(SocketAddr::V6(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id)))
+            }
+            _ => None,
+        }
+    }
+
+    fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
+        match to {
+            SocketAddr::V4(a) => {
+                address.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: a.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*a.ip()).to_be() },
+                    sin_zero: [0; 8],
+                };
+                size_of::<libc::sockaddr_in>() as libc::socklen_t
+            }
+            SocketAddr::V6(a) => {
+                address.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: a.port().to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: a.ip().octets() },
+                    sin6_scope_id: a.scope_id(),
+                };
+                size_of::<libc::sockaddr_in6>() as libc::socklen_t
+            }
+        }
+    }
+
+    /// Sends up to [`BATCH`] datagrams of one family; the error is that of the first one.
+    pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])]) -> nix::Result<usize> {
+        // SAFETY: all of these are plain C data for which zero is a valid value.
+        let mut addresses: [Address; BATCH] = unsafe { zeroed() };
+        // SAFETY: as above; null pointers with length zero.
+        let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
+        let count = list.len().min(BATCH);
+        for ((((to, bytes), iovec), address), header) in
+            list.iter().zip(&mut iovecs).zip(&mut addresses).zip(&mut headers)
+        {
+            header.msg_hdr.msg_namelen = write_address(address, to);
+            header.msg_hdr.msg_name = ptr::from_mut(address).cast();
+            // The kernel only reads what it sends.
+            iovec.iov_base = bytes.as_ptr().cast_mut().cast();
+            iovec.iov_len = bytes.len();
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        // SAFETY: the first `count` headers were filled above with pointers to one address and one iovec
+        // each, the iovec over a borrowed slice; all live until the call returns, and none is written to.
+        let sent = unsafe {
+            libc::sendmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                count as libc::c_uint,
+                (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
+            )
+        };
+        Errno::result(sent).map(|n| n as usize)
+    }
+}
+
+#[cfg(test)]
+#[path = "udp_tests.rs"]
+mod tests;

@@ -1,0 +1,173 @@
+//! Tests of `udp`, on the loopback interface.
+
+use super::*;
+use crate::wake::{Interest, Poller};
+use std::time::Duration;
+
+fn local(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn both() -> Udp {
+    Udp::bind(&[local("127.0.0.1:0"), local("[::1]:0")]).unwrap()
+}
+
+fn wait(udp: &Udp) {
+    let fds: Vec<_> = udp.fds().map(|f| (f, Interest::Read)).collect();
+    let ready = Poller::new().wait(&fds, Some(Duration::from_secs(5))).unwrap();
+    assert!(!ready.is_empty(), "nothing arrived in five seconds");
+}
+
+#[test]
+fn batches_over_both_families_keep_sender_bytes_and_order() {
+    let (a, b) = (both(), both());
+    let [to4, to6] = b.local_addrs()[..] else { panic!("two sockets") };
+    let payloads: Vec<Vec<u8>> = (0..200u16).map(|i| vec![i as u8; 1 + usize::from(i) * 5]).collect();
+    let list: Vec<_> =
+        payloads.iter().enumerate().map(|(i, p)| (if i % 3 == 0 { to6 } else { to4 }, &p[..])).collect();
+    let sent = a.send_batch(&list, &mut |i, e| panic!("{i}: {e:?}"));
+    assert_eq!(sent, Sent { done: 200, stop: None });
+
+    let mut batch = RecvBatch::new(64, 2048);
+    let (mut got4, mut got6) = (Vec::new(), Vec::new());
+    while got4.len() + got6.len() < 200 {
+        wait(&b);
+        assert!(b.recv_batch(&mut batch).unwrap() <= 64);
+        for (from, bytes) in batch.iter() {
+            assert!(a.local_addrs().contains(&from), "{from}");
+            if from.is_ipv4() { &mut got4 } else { &mut got6 }.push(bytes.to_vec());
+        }
+    }
+    let expect = |six: bool| {
+        let of = payloads.iter().enumerate().filter(|(i, _)| (i % 3 == 0) == six);
+        of.map(|(_, p)| p.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(got4, expect(false));
+    assert_eq!(got6, expect(true));
+    assert_eq!(b.recv_batch(&mut batch).unwrap(), 0);
+    assert!(batch.is_empty() && batch.iter().next().is_none());
+}
+
+#[test]
+fn datagrams_longer_than_a_slot_are_dropped_and_counted_and_the_others_stay() {
+    let (a, b) = (both(), both());
+    let to = b.local_addrs()[0];
+    let (long, short) = ([7u8; 501], [8u8; 500]);
+    a.send_batch(&[(to, &long), (to, &short), (to, &long), (to, &[9])], &mut |_, e| panic!("{e:?}"));
+    let mut batch = RecvBatch::new(8, 500);
+    let mut got = Vec::new();
+    while got.len() < 2 {
+        wait(&b);
+        b.recv_batch(&mut batch).unwrap();
+        for (_, bytes) in batch.iter_mut() {
+            bytes[0] ^= 0xff;
+            got.push(bytes.to_vec());
+        }
+    }
+    assert_eq!(batch.truncated(), 2);
+    assert_eq!(got[0].len(), 500);
+    assert_eq!((got[0][0], got[0][1]), (8 ^ 0xff, 8));
+    assert_eq!(got[1], [9 ^ 0xff]);
+}
+
+#[test]
+fn an_empty_datagram_is_one() {
+    let (a, b) = (both(), both());
+    a.send_to(b.local_addrs()[1], &[]).unwrap();
+    wait(&b);
+    let mut batch = RecvBatch::new(1, 10);
+    assert_eq!(b.recv_batch(&mut batch).unwrap(), 1);
+    assert_eq!(batch.iter().next().unwrap().1, &[] as &[u8]);
+}
+
+#[test]
+fn both_families_get_one_port_and_a_taken_port_is_said() {
+    let a = both();
+    let addrs = a.local_addrs();
+    assert_ne!(addrs[0].port(), 0);
+    assert_eq!(addrs[0].port(), addrs[1].port());
+    assert!(matches!(Udp::bind(&[addrs[0]]), Err(UdpError::InUse(x)) if x == addrs[0]));
+    assert!(matches!(Udp::bind(&[local("203.0.113.1:0")]), Err(UdpError::NoAddress(_))));
+    assert!(matches!(Udp::bind(&[]), Err(UdpError::Nothing)));
+}
+
+#[test]
+fn one_bad_destination_does_not_stop_the_others() {
+    let a = both();
+    let only4 = Udp::bind(&[local("127.0.0.1:0")]).unwrap();
+    let to = only4.local_addrs()[0];
+    let big = vec![0u8; 65_507];
+    // Loopback takes 65,536 with headers; a datagram of 65,507 fits IPv4 and port 0 is nobody's.
+    let list: Vec<(SocketAddr, &[u8])> = vec![
+        (to, b"1"),
+        (local("127.0.0.1:0"), b"x"),
+        (to, b"2"),
+        (to, &big),
+        (local("[::1]:9"), b"6"),
+        (to, b"3"),
+    ];
+    let mut refused = Vec::new();
+    let sent = only4.send_batch(&list, &mut |i, e| refused.push((i, e)));
+    assert_eq!(sent, Sent { done: 6, stop: None });
+    assert_eq!(refused, [(1, SendError::Unreachable), (4, SendError::NoSocket)]);
+    let mut batch = RecvBatch::new(64, 2048);
+    let mut got = Vec::new();
+    while got.len() < 3 {
+        wait(&only4);
+        only4.recv_batch(&mut batch).unwrap();
+        got.extend(batch.iter().map(|(_, b)| b.to_vec()));
+    }
+    assert_eq!(got, [b"1", b"2", b"3"]);
+    assert_eq!(batch.truncated(), 1);
+    assert!(a.reaches(&local("[::1]:9")) && !only4.reaches(&local("[::1]:9")));
+}
+
+#[test]
+fn too_big_is_told_apart() {
+    let a = both();
+    let big = vec![0u8; 65_508];
+    assert_eq!(a.send_to(local("127.0.0.1:9"), &big), Err(SendError::TooBig));
+    assert_eq!(a.send_to(local("[::1]:9"), &vec![0u8; 65_530]), Err(SendError::TooBig));
+}
+
+#[test]
+fn port_unreachable_neither_breaks_receiving_nor_sending() {
+    let (a, b) = (both(), both());
+    let gone = both();
+    let dead = gone.local_addrs();
+    drop(gone);
+    let mut batch = RecvBatch::new(64, 2048);
+    for _ in 0..20 {
+        for to in &dead {
+            a.send_to(*to, b"anyone?").unwrap();
+        }
+        assert_eq!(a.recv_batch(&mut batch).unwrap(), 0);
+    }
+    b.send_to(a.local_addrs()[0], b"hello").unwrap();
+    wait(&a);
+    assert_eq!(a.recv_batch(&mut batch).unwrap(), 1);
+}
+
+#[test]
+fn buffers_are_large_and_the_receive_order_is_fair() {
+    let (a, b) = (both(), both());
+    let [to4, to6] = b.local_addrs()[..] else { panic!("two sockets") };
+    for _ in 0..300 {
+        a.send_to(to4, &[4; 100]).unwrap();
+    }
+    a.send_to(to6, &[6; 100]).unwrap();
+    let mut batch = RecvBatch::new(64, 2048);
+    let mut six_after = None;
+    for round in 0..10 {
+        b.recv_batch(&mut batch).unwrap();
+        if batch.iter().any(|(_, bytes)| bytes[0] == 6) {
+            six_after = Some(round);
+            break;
+        }
+    }
+    assert!(six_after.is_some_and(|r| r <= 1), "{six_after:?}");
+    let size = nix::sys::socket::getsockopt(&b.sockets[0].fd, sockopt::RcvBuf).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        assert!(size >= 2 * BUFFER, "{size}");
+    }
+}

@@ -1,0 +1,45 @@
+//! Measured promises: what a test found, in the form that `scripts/measured` reads.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+/// Lines of one `target/measured/<name>.json`, written when dropped.
+#[derive(Debug)]
+pub struct Measured {
+    name: String,
+    lines: Vec<Value>,
+}
+
+impl Measured {
+    /// Begins anew.
+    pub fn new(name: &str) -> Measured {
+        Measured { name: name.into(), lines: Vec::new() }
+    }
+
+    /// Adds a line: `goal` in words (`>= 1.0`), and whether it holds.
+    pub fn line(&mut self, id: &str, what: &str, value: f64, unit: &str, goal: &str, holds: bool) {
+        self.lines.push(
+            json!({"id": id, "what": what, "value": value, "unit": unit, "goal": goal, "holds": holds}),
+        );
+    }
+
+    /// Where it goes: under `CARGO_TARGET_DIR`, or the workspace's `target`.
+    pub fn path(&self) -> PathBuf {
+        let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| PathBuf::from(workspace).join("target"), PathBuf::from);
+        target.join("measured").join(format!("{}.json", self.name))
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        let path = self.path();
+        let text = serde_json::to_string_pretty(&self.lines).unwrap_or_default();
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        if let Err(e) = made.and_then(|()| std::fs::write(&path, text + "\n")) {
+            eprintln!("{}: {e}", path.display());
+        }
+    }
+}
