@@ -257,7 +257,10 @@ impl World {
 
     /// Plays until a moment.
     pub fn run_until(&mut self, end: Time) {
+        let mut idle = 0;
         while let Some(at) = self.next().filter(|at| *at <= end) {
+            idle = if at <= self.now { idle + 1 } else { 0 };
+            assert!(idle < 10_000, "time stands still: {:?}", self.timers());
             self.now = self.now.max(at);
             while let Some(Reverse((at, id))) = self.flights.peek().copied() {
                 if at > self.now {
@@ -277,6 +280,10 @@ impl World {
             }
         }
         self.now = self.now.max(end);
+    }
+
+    fn timers(&self) -> Vec<String> {
+        self.nodes.iter().map(|n| format!("{:?}", n.endpoint.node.poll_timeout())).collect()
     }
 
     /// Plays for a while.

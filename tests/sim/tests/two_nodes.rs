@@ -49,7 +49,7 @@ fn rough_weather() {
         repeat: 100,
     };
     for seed in 0..20 {
-        let s = Setup { rekey: Duration::from_secs(3), rekey_both: seed % 2 == 0, ..setup(2) };
+        let s = Setup { rekey: Duration::from_secs(5), rekey_both: seed % 2 == 0, ..setup(2) };
         let mut w = World::new(seed, s, rough);
         for i in 0..2000 {
             w.send(i % 2, (i + 1) % 2, 100);

@@ -1,7 +1,7 @@
 //! Sessions of a peer: opening, confirming, choosing, rekeying, retiring; keepalive and reports.
 
 use super::peer::{FIRST_BACKOFF, MAX_BACKOFF, MAX_QUEUED, Peer, QUEUE_LIFETIME};
-use super::session::{GRACE, RekeyIn, RekeyOut, Root, Session, rekey_after};
+use super::session::{GRACE, UNCONFIRMED, RekeyIn, RekeyOut, Root, Session, rekey_after};
 use super::{Event, MAX_SESSIONS, Node};
 use crate::batch::{Plain, TxBatch};
 use crate::handshake::{
@@ -30,7 +30,7 @@ const PING_REPEAT: Duration = Duration::from_millis(700);
 const SUSPECT: u32 = 3;
 const DEAD: u32 = 20;
 const CONFIRM_REPEAT: Duration = Duration::from_millis(250);
-const REKEY_REPEAT: Duration = Duration::from_millis(250);
+const REKEY_REPEAT: Duration = Duration::from_millis(200);
 /// Between repeats of the roster's state.
 const SYNC: Duration = Duration::from_secs(20);
 
@@ -235,6 +235,7 @@ impl Node {
             rekey_out: None,
             rekey_in: None,
             rekey_after,
+            expires: now + self.config.rekey + self.config.rekey / 2,
             retire_at: None,
             last_rx: now,
         };
@@ -576,12 +577,11 @@ impl Node {
     }
 
     fn session_timeout(&mut self, now: Time, p: PeerId, id: SessionId) {
-        let interval = self.config.rekey;
         let Some(s) = self.peers[p as usize].session_mut(id) else { return };
         if s.retire_at.is_some_and(|at| now >= at) {
             return self.remove_session(p, id);
         }
-        if !s.confirmed && now.since(s.established) >= Duration::from_secs(15) {
+        if !s.confirmed && now >= s.established + UNCONFIRMED {
             // Never confirmed: the initiator is gone.
             return self.remove_session(p, id);
         }
@@ -596,7 +596,7 @@ impl Node {
         if s.retire_at.is_some() || !s.confirmed {
             return;
         }
-        if now.since(s.established) >= interval + interval / 2 {
+        if now >= s.expires {
             // The rekey did not come about: data is refused on the old key, a new opening must do. [P-HARDSTOP]
             s.retire_at = Some(now + GRACE);
             s.rekey_out = None;
@@ -612,7 +612,7 @@ impl Node {
         }
         match &mut s.rekey_out {
             Some(r) if now >= r.repeat_at => {
-                r.wait = (r.wait * 2).min(Duration::from_secs(2));
+                r.wait = (r.wait * 5 / 4).min(Duration::from_secs(1));
                 r.repeat_at = now + r.wait;
                 let pieces = r.pieces.clone();
                 for piece in pieces {
@@ -638,6 +638,10 @@ impl Node {
     }
 
     fn start_rekey(&mut self, now: Time, p: PeerId, id: SessionId) {
+        // Should it not come about now, it is tried again soon.
+        if let Some(s) = self.peers[p as usize].session_mut(id) {
+            s.rekey_after = now.since(s.established) + Duration::from_secs(1);
+        }
         let (Some(leaf), Some(credential)) = (self.responder_leaf(now, p), self.credential(now)) else {
             return;
         };
