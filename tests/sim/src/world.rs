@@ -83,6 +83,8 @@ pub struct World {
     seen: HashSet<(u32, u64)>,
     /// What happened, by node.
     pub events: Vec<(usize, String)>,
+    /// Print what is sent and lost.
+    pub trace: bool,
     /// Datagrams that were sent.
     pub datagrams: u64,
 }
@@ -104,6 +106,7 @@ impl World {
             next_flight: 0,
             seen: HashSet::new(),
             events: vec![],
+            trace: false,
             datagrams: 0,
             setup,
         };
@@ -192,7 +195,12 @@ impl World {
     pub fn launch(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         self.datagrams += 1;
         self.eavesdrop(&bytes);
-        if self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss {
+        let lost = self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
+        if self.trace {
+            let what = bytes.first().copied().unwrap_or(0);
+            println!("{:8.3} {from} -> {to} {what:#x} {} B{}", self.now.0 as f64 / 1e9, bytes.len(), if lost { " lost" } else { "" });
+        }
+        if lost {
             return;
         }
         let copies = if self.rng.below(1000) < self.weather.repeat { 2 } else { 1 };
