@@ -137,6 +137,8 @@ impl World {
             identity: CAST.members[n].identity.clone(),
             facts,
             keys,
+            root: None,
+            invites: Default::default(),
             suites: vec![Suite::ChaCha20Poly1305],
             mtu: 1500,
             path_mtu: self.setup.path_mtu,
@@ -198,7 +200,12 @@ impl World {
         let lost = self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
         if self.trace {
             let what = bytes.first().copied().unwrap_or(0);
-            println!("{:8.3} {from} -> {to} {what:#x} {} B{}", self.now.0 as f64 / 1e9, bytes.len(), if lost { " lost" } else { "" });
+            println!(
+                "{:8.3} {from} -> {to} {what:#x} {} B{}",
+                self.now.0 as f64 / 1e9,
+                bytes.len(),
+                if lost { " lost" } else { "" }
+            );
         }
         if lost {
             return;

@@ -1,7 +1,7 @@
 //! Sessions of a peer: opening, confirming, choosing, rekeying, retiring; keepalive and reports.
 
 use super::peer::{FIRST_BACKOFF, MAX_BACKOFF, MAX_QUEUED, Peer, QUEUE_LIFETIME};
-use super::session::{GRACE, UNCONFIRMED, RekeyIn, RekeyOut, Root, Session, rekey_after};
+use super::session::{GRACE, RekeyIn, RekeyOut, Root, Session, UNCONFIRMED, rekey_after};
 use super::{Event, MAX_SESSIONS, Node};
 use crate::batch::{Plain, TxBatch};
 use crate::handshake::{
