@@ -262,6 +262,12 @@ impl World {
         if let Err(broken) = self.judge.deliver(n, frame, &macs) {
             panic!("{broken}");
         }
+        let sender = macs.iter().position(|m| frame.get(6..12) == Some(&m[..]));
+        if let Some(s) = sender {
+            let id = CAST.members[self.nodes[s].member].id;
+            let valid = self.nodes[n].endpoint.node.roster().is_valid(&id, EPOCH);
+            assert!(valid.is_ok(), "I3: node {n} took a frame of node {s}, whose tombstone it holds");
+        }
     }
 
     /// When the next thing happens.

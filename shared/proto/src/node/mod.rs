@@ -312,6 +312,11 @@ impl Node {
         &self.sealer.drops
     }
 
+    /// What is held for strangers: RESPONSEs under reassembly, handshakes that wait for certificates, answers kept.
+    pub fn held_for_strangers(&self) -> (usize, usize, usize) {
+        self.responder.held()
+    }
+
     /// A peer's number, as counters use it.
     pub fn peer_id(&self, node: &NodeId) -> Option<PeerId> {
         self.by_node.get(node).copied()
