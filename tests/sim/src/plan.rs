@@ -9,7 +9,7 @@ use std::time::Duration;
 /// What kind of world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing is lost on the way: so no frame may be.
+    /// Nothing is lost on the way, whatever is reordered, repeated or added: so no frame may be.
     Calm,
     /// Loss, repeats, reordering, partitions, restarts.
     Rough,
@@ -72,12 +72,19 @@ impl Plan {
             lag: ms(if dice.below(2) == 0 { 0 } else { dice.below(60) }),
             path_mtu: if dice.below(4) == 0 { 700 } else { 1400 },
         };
-        let calm = Weather { delay: ms(1 + dice.below(40)), ..Weather::CALM };
+        let calm = Weather {
+            delay: ms(1 + dice.below(40)),
+            jitter: ms(dice.below(60)),
+            repeat: dice.below(100),
+            attack: dice.below(100),
+            ..Weather::CALM
+        };
         let rough = |dice: &mut Rng| Weather {
             delay: ms(1 + dice.below(60)),
             jitter: ms(dice.below(50)),
             loss: dice.below(150),
             repeat: dice.below(150),
+            attack: dice.below(100),
         };
         let frames = 1000 + dice.below(500) as usize;
         let mut happenings = vec![];

@@ -20,12 +20,15 @@ pub struct Weather {
     pub loss: u64,
     /// Repeated, in thousandths.
     pub repeat: u64,
+    /// Copied by an attacker, in thousandths: a bit flipped, sent again later or from elsewhere, or sent ahead of the
+    /// true one. It takes nothing away, so nothing may be lost by it.
+    pub attack: u64,
 }
 
 impl Weather {
     /// A network that loses and reorders nothing.
     pub const CALM: Weather =
-        Weather { delay: Duration::from_millis(5), jitter: Duration::ZERO, loss: 0, repeat: 0 };
+        Weather { delay: Duration::from_millis(5), jitter: Duration::ZERO, loss: 0, repeat: 0, attack: 0 };
 }
 
 /// A node of the world.
@@ -210,6 +213,9 @@ impl World {
         if lost {
             return;
         }
+        if self.rng.below(1000) < self.weather.attack {
+            self.attack(from, to, &bytes);
+        }
         let copies = if self.rng.below(1000) < self.weather.repeat { 2 } else { 1 };
         for _ in 0..copies {
             let jitter = self.rng.below(self.weather.jitter.as_nanos() as u64 + 1);
@@ -218,6 +224,28 @@ impl World {
             self.in_flight.insert(self.next_flight, Flight { from, to, bytes: bytes.clone() });
             self.next_flight += 1;
         }
+    }
+
+    /// What an attacker who sees everything, and takes nothing away, adds.
+    fn attack(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let mut copy = bytes.to_vec();
+        if self.rng.below(2) == 0 {
+            let bit = self.rng.below(copy.len() as u64 * 8) as usize;
+            copy[bit / 8] ^= 1 << (bit % 8);
+        }
+        let elsewhere = SocketAddr::from(([203, 0, 113, 66], 666));
+        let from = if self.rng.below(3) == 0 { elsewhere } else { from };
+        let to = if self.rng.below(4) == 0 {
+            let n = self.rng.below(self.nodes.len() as u64) as usize;
+            self.nodes[n].address
+        } else {
+            to
+        };
+        // Ahead of the true one, or long after it.
+        let wait = if self.rng.below(2) == 0 { 100_000 } else { self.rng.below(20_000_000_000) };
+        self.flights.push(Reverse((self.now + Duration::from_nanos(wait), self.next_flight)));
+        self.in_flight.insert(self.next_flight, Flight { from, to, bytes: copy });
+        self.next_flight += 1;
     }
 
     /// What must hold for everything that is on the wire (I5).

@@ -39,6 +39,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The way back.
+    pub fn route(&self) -> crate::Route {
+        match *self {
+            Source::Udp(a) => crate::Route::Udp(a),
+            Source::Relay { relay, handle } => crate::Route::Relay { relay, handle },
+        }
+    }
+
     /// Bytes that name the source, injectively.
     fn bytes(&self) -> [u8; 20] {
         let mut out = [0; 20];

@@ -31,7 +31,7 @@ impl Node {
                 {
                     return Ok(());
                 }
-                if self.handle_opening(now, source, packet)? {
+                if self.handle_opening(now, packet)? {
                     return Ok(());
                 }
                 Err(DropReason::UnknownHandshake)
@@ -166,7 +166,11 @@ impl Node {
             }
         };
         let root = Root { begun_by: node, begun: now, confirmed: now, instance: 0 };
-        self.add_session(now, p, Role::Responder, root, None, keys, rx, established.sid_r);
+        let id = self.add_session(now, p, Role::Responder, root, None, keys, rx, established.sid_r);
+        if let Some(s) = self.peers[p as usize].session_mut(id) {
+            // Its cookie came from there and back.
+            s.way = Some(source.route());
+        }
         for packet in packets {
             self.send_typed(&source, packet);
         }

@@ -564,15 +564,15 @@ impl Node {
         }
     }
 
-    /// How to reach a peer now: where it was heard, else a configured address, else by the relay that its leaf names.
+    /// How to reach a peer now: the way that its session was made by, else the way an opening would go.
     fn route(&self, p: &Peer) -> Option<Route> {
-        let usable = |r: &Route| match r {
-            Route::Udp(_) => true,
-            Route::Relay { relay, .. } => self.links.get(*relay as usize).is_some_and(|l| l.is_up()),
-        };
-        if let Some(r) = p.route.filter(usable) {
-            return Some(r);
-        }
+        p.route.filter(|_| p.sending.is_some()).or_else(|| self.way(p))
+    }
+
+    /// The way of an opening: a configured address, else a relay that the peer's leaf names, else where it was last.
+    /// (A packet that comes from elsewhere moves nothing: whoever copies one could send it first. A path is changed by
+    /// a handshake, whose cookie shows that the address reads what is sent to it.) [P-ROUTE]
+    fn way(&self, p: &Peer) -> Option<Route> {
         if let Some(a) = p.endpoint {
             return Some(Route::Udp(a));
         }
@@ -581,7 +581,6 @@ impl Node {
             let relay = self.links.iter().position(|k| k.relay() == &l.relay.0 && k.is_up())?;
             Some(Route::Relay { relay: relay as u32, handle: l.handle })
         });
-        // A route whose relay is down now is still a route: the session waits for the relay's return.
         by_leaf.or(p.route)
     }
 

@@ -1,7 +1,7 @@
 //! A session with a peer: keys, lanes, age, and the state of its confirmation and rekey. It knows nothing of its path.
 
 use crate::handshake::{Rekey, Role};
-use crate::snapshot::{LaneId, SessionId, THREADS};
+use crate::snapshot::{LaneId, Route, SessionId, THREADS};
 use crate::{Rng, Time};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::secret::Secret;
@@ -55,6 +55,8 @@ pub(super) struct Session {
     /// Sending is possible: the peer's indexes are known and it has proved its keys.
     pub confirmed: bool,
     pub parent: Option<SessionId>,
+    /// The way that its handshake took, for the peer's route once it is chosen; a rekey changes none.
+    pub way: Option<Route>,
     pub root: Root,
     pub suite: Suite,
     pub exporter: Secret<32>,

@@ -68,7 +68,7 @@ impl Node {
         if !self.is_live(&peer.node) || self.revoked_self {
             return;
         }
-        let Some(route) = self.route(peer) else { return };
+        let Some(route) = self.way(peer) else { return };
         if let Route::Relay { relay, .. } = route
             && !self.links.get(relay as usize).is_some_and(super::relays::Link::is_up)
         {
@@ -85,6 +85,7 @@ impl Node {
         };
         let opening = Initiator::new(config, now, &mut self.rng);
         self.peers[p as usize].opening = Some(opening);
+        self.peers[p as usize].opening_route = Some(route);
         self.drain_opening(p);
     }
 
@@ -95,7 +96,7 @@ impl Node {
     }
 
     pub(super) fn drain_opening(&mut self, p: PeerId) {
-        let Some(route) = self.route(&self.peers[p as usize]) else { return };
+        let Some(route) = self.peers[p as usize].opening_route else { return };
         while let Some(packet) = self.peers[p as usize].opening.as_mut().and_then(Initiator::poll_transmit) {
             self.send_typed(&route.source(), packet);
         }
@@ -117,12 +118,7 @@ impl Node {
     }
 
     /// A packet that answers one of our openings; `false` when it answers none.
-    pub(super) fn handle_opening(
-        &mut self,
-        now: Time,
-        source: Source,
-        packet: &[u8],
-    ) -> Result<bool, DropReason> {
+    pub(super) fn handle_opening(&mut self, now: Time, packet: &[u8]) -> Result<bool, DropReason> {
         let Some(sid) = crate::relay_link::sid_of(packet) else { return Ok(false) };
         let Some(p) = self.peers.iter().position(|p| p.opening.as_ref().is_some_and(|o| *o.sid() == sid))
         else {
@@ -135,13 +131,13 @@ impl Node {
         match progress? {
             Progress::Pending => {}
             Progress::Bundle(bytes) => self.verify_leaf(p as PeerId, bytes),
-            Progress::Finished(f) => self.opened(now, p as PeerId, source, begun, *f),
+            Progress::Finished(f) => self.opened(now, p as PeerId, begun, *f),
         }
         Ok(true)
     }
 
     /// Our opening has finished.
-    fn opened(&mut self, now: Time, p: PeerId, source: Source, begun: Time, f: Finished) {
+    fn opened(&mut self, now: Time, p: PeerId, begun: Time, f: Finished) {
         let peer = &mut self.peers[p as usize];
         peer.opening = None;
         if f.responder != peer.node.0 {
@@ -155,8 +151,15 @@ impl Node {
         let root = Root { begun_by: node, begun, confirmed: now, instance: f.established.instance };
         let rx = self.fresh_indexes();
         let id = self.add_session(now, p, Role::Initiator, root, None, f.keys, rx, f.established.sid_r);
+        let way = self.peers[p as usize].opening_route;
+        if let Some(s) = self.peers[p as usize].session_mut(id) {
+            s.way = way;
+        }
+        if self.peers[p as usize].sending.is_none() {
+            self.peers[p as usize].route = way;
+        }
         self.confirm_out(now, p, id, &f.established);
-        self.heard_from(now, p, source);
+        self.heard_from(now, p);
         self.choose(now, p, id);
     }
 
@@ -224,6 +227,7 @@ impl Node {
             established: now,
             confirmed: false,
             parent,
+            way: None,
             root,
             suite: keys.suite,
             exporter: keys.exporter.duplicate(),
@@ -304,6 +308,9 @@ impl Node {
             },
         };
         peer.sending = Some(winner);
+        if let Some(way) = peer.session(winner).and_then(|s| s.way) {
+            peer.route = Some(way);
+        }
         peer.unanswered = 0;
         peer.next_ping = if first { now } else { peer.next_ping.min(now + PING_ACTIVE) };
         peer.next_sync = Some(now);
@@ -400,20 +407,12 @@ impl Node {
         }
     }
 
-    /// An authenticated packet came by this way.
-    fn heard_from(&mut self, now: Time, p: PeerId, source: Source) {
+    /// An authenticated packet came.
+    fn heard_from(&mut self, now: Time, p: PeerId) {
         let peer = &mut self.peers[p as usize];
         peer.last_rx = Some(now);
         peer.unanswered = 0;
-        let route = match source {
-            Source::Udp(a) => Route::Udp(a),
-            Source::Relay { relay, handle } => Route::Relay { relay, handle },
-        };
-        if peer.route != Some(route) {
-            peer.route = Some(route);
-            self.dirty = true;
-        }
-        if let Route::Relay { relay, .. } = route
+        if let Some(Route::Relay { relay, .. }) = peer.route
             && let Some(l) = self.links.get_mut(relay as usize)
         {
             l.note_activity(now);
@@ -430,7 +429,7 @@ impl Node {
         if !self.is_live(&self.peers[p as usize].node) {
             return Err(DropReason::NotMember);
         }
-        self.heard_from(now, p, plain.source);
+        self.heard_from(now, p);
         let id = plain.session;
         if let Some(s) = self.peers[p as usize].session_mut(id) {
             s.last_rx = now;
