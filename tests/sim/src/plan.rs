@@ -67,7 +67,8 @@ impl Plan {
         let nodes = 3 + dice.below(2) as usize;
         let setup = Setup {
             nodes,
-            rekey: ms(1500 + dice.below(3000)),
+            // Longer than the grace of a replaced session, or shorter.
+            rekey: ms(if dice.below(3) == 0 { 6000 + dice.below(2000) } else { 1500 + dice.below(3000) }),
             rekey_both: dice.below(2) == 0,
             lag: ms(if dice.below(2) == 0 { 0 } else { dice.below(60) }),
             path_mtu: if dice.below(4) == 0 { 700 } else { 1400 },

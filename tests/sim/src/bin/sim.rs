@@ -1,4 +1,4 @@
-//! Plays worlds: `sim [--from N] [--worlds M] [--report FILE]`. A failure prints its number; `--from N --worlds 1` replays it.
+//! Plays worlds: `sim [--from N] [--worlds M] [--report FILE] [--stop-at-first]`. A failure prints its number; `--from N --worlds 1` replays it.
 
 use shadowmesh_sim::plan::{Outcome, Plan};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,7 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 fn main() {
     let mut args = std::env::args().skip(1);
     let (mut from, mut worlds, mut report) = (0u64, 100u64, None);
+    let mut most = 10;
     while let Some(a) = args.next() {
+        if a == "--stop-at-first" {
+            most = 0;
+            continue;
+        }
         let value = args.next();
         let number = || value.as_ref().and_then(|v| v.parse().ok());
         match (a.as_str(), number(), &value) {
@@ -15,7 +20,7 @@ fn main() {
             ("--worlds", Some(n), _) => worlds = n,
             ("--report", _, Some(f)) => report = Some(f.clone()),
             _ => {
-                eprintln!("usage: sim [--from N] [--worlds M] [--report FILE]");
+                eprintln!("usage: sim [--from N] [--worlds M] [--report FILE] [--stop-at-first]");
                 std::process::exit(2);
             }
         }
@@ -27,7 +32,10 @@ fn main() {
         let (mut sum, mut failures) = (Outcome::default(), vec![]);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= from + worlds || failures.len() > 10 {
+            if most == 0 && !failures.is_empty() {
+                next.store(u64::MAX / 2, Ordering::Relaxed);
+            }
+            if seed >= from + worlds || failures.len() > most {
                 return (sum, failures);
             }
             match catch_unwind(AssertUnwindSafe(|| Plan::draw(seed).play())) {
