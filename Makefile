@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint formal measured
+.PHONY: help deps build test lint formal measured sim mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,15 @@ test: ## every test of the workspace (root, for network namespaces)
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+WORLDS ?= 10000
+FROM ?= 0
+sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
+	@mkdir -p target/measured
+	$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json
+
+mutants: ## mutants of the core that the simulator must catch
+	tests/mutants/run
 
 formal: ## the symbolic models against what they are expected to prove (ProVerif, Verifpal)
 	tests/formal/run

@@ -101,6 +101,8 @@ labels! {
     AccessMac = "relay/access-mac",
     /// A network's tag at a relay, from the owner secret.
     OwnerTag = "relay/owner-tag",
+    /// A relay's registration token, from the relay's secret and a number.
+    RelayToken = "relay/token",
     /// From the master seed: root key number n.
     SeedRoot = "seed/root",
     /// From the master seed: the identity in one network.

@@ -1,9 +1,10 @@
 //! Node, sealer and opener in one thread: what small devices and the simulator run. The order of draining is kept here.
 
 use crate::batch::{Drops, RxBatch, TxBatch};
-use crate::node::{Event, Node, Work, WorkDone};
+use crate::node::{Event, Node};
 use crate::snapshot::Snapshot;
 use crate::time::earlier;
+use crate::work::{Work, WorkDone};
 use crate::{Opener, Sealer, Time};
 use shadowmesh_wire::data::VnetMeta;
 use std::collections::VecDeque;

@@ -10,6 +10,7 @@ pub mod batch;
 mod endpoint;
 pub mod frame;
 pub mod handshake;
+pub mod join;
 pub mod lane;
 mod node;
 mod opener;
@@ -20,9 +21,10 @@ mod rng;
 mod sealer;
 mod snapshot;
 mod time;
+mod work;
 
 pub use endpoint::Endpoint;
-pub use node::{Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer, Work, WorkDone};
+pub use node::{AdminError, Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer};
 pub use opener::{LaneStats, Opener};
 pub use relay_link::{LinkEvent, RelayLink};
 pub use rng::Rng;
@@ -31,3 +33,4 @@ pub use snapshot::{
     Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot, THREADS,
 };
 pub use time::Time;
+pub use work::{Work, WorkDone};

@@ -1,1 +1,218 @@
-//! Worlds drawn from a number.
+//! Worlds drawn from a number, and played: three nodes or more, a thousand frames or more, rekeys, and what the number
+//! says of loss, repeats, reordering, partitions, restarts, late snapshots and revocation.
+
+use crate::cast::CAST;
+use crate::world::{Setup, Weather, World, address};
+use shadowmesh_proto::{Rng, Time};
+use std::time::Duration;
+
+/// What kind of world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing is lost on the way, whatever is reordered, repeated or added: so no frame may be.
+    Calm,
+    /// Loss, repeats, reordering, partitions, restarts.
+    Rough,
+}
+
+/// What happens at some moment.
+#[derive(Debug, Clone, Copy)]
+enum Happening {
+    /// Two nodes cannot reach each other for a while.
+    Part(usize, usize, Duration),
+    /// One direction only.
+    Deafen(usize, usize, Duration),
+    /// `kill -9` and a start.
+    Restart(usize),
+    /// The admin revokes a member.
+    Revoke(usize),
+    /// The weather changes.
+    Weather(Weather),
+}
+
+/// A drawn world.
+#[derive(Debug)]
+pub struct Plan {
+    seed: u64,
+    /// Its kind.
+    pub kind: Kind,
+    setup: Setup,
+    weather: Weather,
+    frames: usize,
+    pace: Duration,
+    happenings: Vec<(usize, Happening)>,
+}
+
+/// What came of it.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Outcome {
+    /// Frames sent and delivered.
+    pub sent: u64,
+    /// The same.
+    pub delivered: u64,
+    /// Datagrams on the wire.
+    pub datagrams: u64,
+    /// Virtual time, seconds.
+    pub seconds: u64,
+}
+
+impl Plan {
+    /// Draws world number `seed`.
+    pub fn draw(seed: u64) -> Self {
+        let mut bytes = [7; 32];
+        bytes[..8].copy_from_slice(&seed.to_be_bytes());
+        let mut dice = Rng::from_seed(bytes);
+        let ms = Duration::from_millis;
+        let kind = if dice.below(3) == 0 { Kind::Calm } else { Kind::Rough };
+        let nodes = 3 + dice.below(2) as usize;
+        let setup = Setup {
+            nodes,
+            // Longer than the grace of a replaced session, or shorter.
+            rekey: ms(if dice.below(3) == 0 { 6000 + dice.below(2000) } else { 1500 + dice.below(3000) }),
+            rekey_both: dice.below(2) == 0,
+            lag: ms(if dice.below(2) == 0 { 0 } else { dice.below(60) }),
+            path_mtu: if dice.below(4) == 0 { 700 } else { 1400 },
+        };
+        let calm = Weather {
+            delay: ms(1 + dice.below(40)),
+            jitter: ms(dice.below(60)),
+            repeat: dice.below(100),
+            attack: dice.below(100),
+            ..Weather::CALM
+        };
+        let rough = |dice: &mut Rng| Weather {
+            delay: ms(1 + dice.below(60)),
+            jitter: ms(dice.below(50)),
+            loss: dice.below(150),
+            repeat: dice.below(150),
+            attack: dice.below(100),
+        };
+        let frames = 1000 + dice.below(500) as usize;
+        let mut happenings = vec![];
+        if kind == Kind::Rough {
+            for _ in 0..1 + dice.below(4) {
+                let at = dice.below(frames as u64) as usize;
+                let (a, b) = pair(&mut dice, nodes);
+                let d = ms(200 + dice.below(4000));
+                let what = match dice.below(5) {
+                    0 => Happening::Part(a, b, d),
+                    1 => Happening::Deafen(a, b, d),
+                    2 => Happening::Restart(a),
+                    3 => Happening::Weather(rough(&mut dice)),
+                    _ => Happening::Part(a, b, d),
+                };
+                happenings.push((at, what));
+            }
+        }
+        if dice.below(4) == 0 {
+            let at = frames / 2 + dice.below(frames as u64 / 4) as usize;
+            happenings.push((at, Happening::Revoke(1 + dice.below(nodes as u64 - 1) as usize)));
+        }
+        happenings.sort_by_key(|(at, _)| *at);
+        let weather = if kind == Kind::Calm { calm } else { rough(&mut dice) };
+        Plan { seed, kind, setup, weather, frames, pace: ms(4 + dice.below(10)), happenings }
+    }
+
+    /// Plays it.
+    ///
+    /// # Errors
+    /// The invariant that was broken; panics say the same.
+    pub fn play(&self) -> Result<Outcome, String> {
+        let mut w = World::new(self.seed, self.setup.clone(), self.weather);
+        let mut dice = Rng::from_seed([self.seed as u8; 32]);
+        let nodes = self.setup.nodes;
+        let mut revoked = None;
+        let mut mend: Vec<(Time, usize, usize)> = vec![];
+        let mut happenings = self.happenings.iter().peekable();
+        for i in 0..self.frames {
+            while let Some((_, what)) = happenings.next_if(|(at, _)| *at <= i) {
+                match *what {
+                    Happening::Part(a, b, d) => {
+                        for (x, y) in [(a, b), (b, a)] {
+                            w.cut.insert((address(x), address(y)));
+                            mend.push((w.now + d, x, y));
+                        }
+                    }
+                    Happening::Deafen(a, b, d) => {
+                        w.cut.insert((address(a), address(b)));
+                        mend.push((w.now + d, a, b));
+                    }
+                    Happening::Restart(n) => w.restart(n),
+                    Happening::Revoke(n) => {
+                        let (now, seq) = (w.now, w.nodes[0].endpoint.node.roster().next_seq());
+                        w.nodes[0].endpoint.node.add_fact(now, CAST.tombstone(n, seq));
+                        w.nodes[0].endpoint.settle(now);
+                        w.drain(0);
+                        revoked = Some(n);
+                    }
+                    Happening::Weather(weather) => w.weather = weather,
+                }
+            }
+            let now = w.now;
+            mend.retain(|(at, a, b)| {
+                let done = *at <= now;
+                if done {
+                    w.cut.remove(&(address(*a), address(*b)));
+                }
+                !done
+            });
+            let (a, b) = pair(&mut dice, nodes);
+            let len = 60 + dice.below(1455) as usize;
+            w.send(a, b, len);
+            w.run(Duration::from_nanos(dice.below(2 * self.pace.as_nanos() as u64)));
+        }
+        self.settle(&mut w, &mut dice, revoked)?;
+        Ok(Outcome {
+            sent: w.judge.count(),
+            delivered: w.judge.delivered,
+            datagrams: w.datagrams,
+            seconds: w.now.0 / 1_000_000_000,
+        })
+    }
+
+    /// The network heals; then everyone reaches everyone, and nothing is held that should not be.
+    fn settle(&self, w: &mut World, dice: &mut Rng, revoked: Option<usize>) -> Result<(), String> {
+        w.run(Duration::from_secs(1));
+        if self.kind == Kind::Calm {
+            // What a revoked member sent, or was sent, is not owed to anybody.
+            let owed = |(_, a, b): &(u64, usize, usize)| Some(*a) != revoked && Some(*b) != revoked;
+            let lost: Vec<_> = w.judge.missing().into_iter().filter(owed).collect();
+            if !lost.is_empty() {
+                return Err(format!("I2: {} frames lost, first {:?}; {}", lost.len(), lost[0], w.drops()));
+            }
+        }
+        w.cut.clear();
+        w.weather = Weather::CALM;
+        w.run(Duration::from_secs(4));
+        for a in 0..self.setup.nodes {
+            for b in 0..self.setup.nodes {
+                if a == b {
+                    continue;
+                }
+                let n = w.send(a, b, 100);
+                w.run(Duration::from_secs(3));
+                let stands = Some(a) != revoked && Some(b) != revoked;
+                if stands && !w.judge.arrived(n) {
+                    return Err(format!("I4: {a} does not reach {b}; {} {:?}", w.drops(), w.events));
+                }
+                if !stands && w.judge.arrived(n) {
+                    return Err(format!("I3: {a} reaches {b} although {revoked:?} is revoked"));
+                }
+            }
+        }
+        let _ = dice;
+        for (i, n) in w.nodes.iter().enumerate() {
+            let (reassembly, asked, answered) = n.endpoint.node.held_for_strangers();
+            if reassembly > 256 || asked > 128 || answered > 1024 {
+                return Err(format!("I6: node {i} holds {reassembly}, {asked}, {answered} for strangers"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pair(dice: &mut Rng, nodes: usize) -> (usize, usize) {
+    let a = dice.below(nodes as u64) as usize;
+    let b = (a + 1 + dice.below(nodes as u64 - 1) as usize) % nodes;
+    (a, b)
+}

@@ -20,12 +20,15 @@ pub struct Weather {
     pub loss: u64,
     /// Repeated, in thousandths.
     pub repeat: u64,
+    /// Copied by an attacker, in thousandths: a bit flipped, sent again later or from elsewhere, or sent ahead of the
+    /// true one. It takes nothing away, so nothing may be lost by it.
+    pub attack: u64,
 }
 
 impl Weather {
     /// A network that loses and reorders nothing.
     pub const CALM: Weather =
-        Weather { delay: Duration::from_millis(5), jitter: Duration::ZERO, loss: 0, repeat: 0 };
+        Weather { delay: Duration::from_millis(5), jitter: Duration::ZERO, loss: 0, repeat: 0, attack: 0 };
 }
 
 /// A node of the world.
@@ -83,6 +86,8 @@ pub struct World {
     seen: HashSet<(u32, u64)>,
     /// What happened, by node.
     pub events: Vec<(usize, String)>,
+    /// Print what is sent and lost.
+    pub trace: bool,
     /// Datagrams that were sent.
     pub datagrams: u64,
 }
@@ -104,6 +109,7 @@ impl World {
             next_flight: 0,
             seen: HashSet::new(),
             events: vec![],
+            trace: false,
             datagrams: 0,
             setup,
         };
@@ -134,6 +140,8 @@ impl World {
             identity: CAST.members[n].identity.clone(),
             facts,
             keys,
+            root: None,
+            invites: Default::default(),
             suites: vec![Suite::ChaCha20Poly1305],
             mtu: 1500,
             path_mtu: self.setup.path_mtu,
@@ -192,8 +200,21 @@ impl World {
     pub fn launch(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         self.datagrams += 1;
         self.eavesdrop(&bytes);
-        if self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss {
+        let lost = self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
+        if self.trace {
+            let what = bytes.first().copied().unwrap_or(0);
+            println!(
+                "{:8.3} {from} -> {to} {what:#x} {} B{}",
+                self.now.0 as f64 / 1e9,
+                bytes.len(),
+                if lost { " lost" } else { "" }
+            );
+        }
+        if lost {
             return;
+        }
+        if self.rng.below(1000) < self.weather.attack {
+            self.attack(from, to, &bytes);
         }
         let copies = if self.rng.below(1000) < self.weather.repeat { 2 } else { 1 };
         for _ in 0..copies {
@@ -203,6 +224,28 @@ impl World {
             self.in_flight.insert(self.next_flight, Flight { from, to, bytes: bytes.clone() });
             self.next_flight += 1;
         }
+    }
+
+    /// What an attacker who sees everything, and takes nothing away, adds.
+    fn attack(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let mut copy = bytes.to_vec();
+        if self.rng.below(2) == 0 {
+            let bit = self.rng.below(copy.len() as u64 * 8) as usize;
+            copy[bit / 8] ^= 1 << (bit % 8);
+        }
+        let elsewhere = SocketAddr::from(([203, 0, 113, 66], 666));
+        let from = if self.rng.below(3) == 0 { elsewhere } else { from };
+        let to = if self.rng.below(4) == 0 {
+            let n = self.rng.below(self.nodes.len() as u64) as usize;
+            self.nodes[n].address
+        } else {
+            to
+        };
+        // Ahead of the true one, or long after it.
+        let wait = if self.rng.below(2) == 0 { 100_000 } else { self.rng.below(20_000_000_000) };
+        self.flights.push(Reverse((self.now + Duration::from_nanos(wait), self.next_flight)));
+        self.in_flight.insert(self.next_flight, Flight { from, to, bytes: copy });
+        self.next_flight += 1;
     }
 
     /// What must hold for everything that is on the wire (I5).
@@ -247,6 +290,12 @@ impl World {
         if let Err(broken) = self.judge.deliver(n, frame, &macs) {
             panic!("{broken}");
         }
+        let sender = macs.iter().position(|m| frame.get(6..12) == Some(&m[..]));
+        if let Some(s) = sender {
+            let id = CAST.members[self.nodes[s].member].id;
+            let valid = self.nodes[n].endpoint.node.roster().is_valid(&id, EPOCH);
+            assert!(valid.is_ok(), "I3: node {n} took a frame of node {s}, whose tombstone it holds");
+        }
     }
 
     /// When the next thing happens.
@@ -257,7 +306,10 @@ impl World {
 
     /// Plays until a moment.
     pub fn run_until(&mut self, end: Time) {
+        let mut idle = 0;
         while let Some(at) = self.next().filter(|at| *at <= end) {
+            idle = if at <= self.now { idle + 1 } else { 0 };
+            assert!(idle < 10_000, "time stands still: {:?}", self.timers());
             self.now = self.now.max(at);
             while let Some(Reverse((at, id))) = self.flights.peek().copied() {
                 if at > self.now {
@@ -277,6 +329,10 @@ impl World {
             }
         }
         self.now = self.now.max(end);
+    }
+
+    fn timers(&self) -> Vec<String> {
+        self.nodes.iter().map(|n| format!("{:?}", n.endpoint.node.poll_timeout())).collect()
     }
 
     /// Plays for a while.

@@ -47,9 +47,10 @@ fn rough_weather() {
         jitter: Duration::from_millis(40),
         loss: 200,
         repeat: 100,
+        attack: 50,
     };
     for seed in 0..20 {
-        let s = Setup { rekey: Duration::from_secs(3), rekey_both: seed % 2 == 0, ..setup(2) };
+        let s = Setup { rekey: Duration::from_secs(5), rekey_both: seed % 2 == 0, ..setup(2) };
         let mut w = World::new(seed, s, rough);
         for i in 0..2000 {
             w.send(i % 2, (i + 1) % 2, 100);
@@ -73,6 +74,7 @@ fn both_start_at_once() {
             jitter: Duration::from_millis(seed % 30),
             loss: seed % 3 * 150,
             repeat: seed % 2 * 100,
+            attack: seed % 5 * 20,
         };
         let mut w = World::new(seed, setup(2), weather);
         w.send(0, 1, 100);

@@ -184,6 +184,7 @@ struct Challenged {
 }
 
 struct Sent {
+    cookie: [u8; 16],
     stage1: Stage1,
     suite: Suite,
     ephemeral: kem::SecretKey,
@@ -279,13 +280,17 @@ impl Initiator {
     /// # Errors
     /// Why it was dropped; the opening goes on.
     pub fn handle(&mut self, now: Time, packet: &[u8], rng: &mut Rng) -> Result<Progress, DropReason> {
-        match packet.first().and_then(|b| PacketType::from_byte(*b)) {
+        let progress = match packet.first().and_then(|b| PacketType::from_byte(*b)) {
             Some(PacketType::Challenge) => self.on_challenge(now, &Challenge::parse(packet)?, rng),
             Some(PacketType::LeafReply) => self.on_leaf(packet),
             Some(PacketType::NeedCert) => self.on_need_cert(&NeedCert::parse(packet)?),
             Some(PacketType::Established) => self.on_established(packet),
             _ => Err(DropReason::BadHandshake),
-        }
+        }?;
+        // It answers: what is still missing is worth asking for soon.
+        self.wait = FIRST_WAIT;
+        self.repeat_at = self.repeat_at.min(now + rng.jitter(FIRST_WAIT));
+        Ok(progress)
     }
 
     fn restart_timer(&mut self, now: Time, rng: &mut Rng) {
@@ -296,8 +301,7 @@ impl Initiator {
     fn on_challenge(&mut self, now: Time, c: &Challenge, rng: &mut Rng) -> Result<Progress, DropReason> {
         // A late CHALLENGE (a repeat of HELLO was answered twice) must not start the work again; a new one after
         // RESPONSE can only mean that the cookie had expired.
-        let again = matches!(self.state, State::Response(_));
-        if !(matches!(self.state, State::Hello) || again) || c.sid != self.hello.sid {
+        if !matches!(self.state, State::Hello | State::Response(_)) || c.sid != self.hello.sid {
             return Err(DropReason::UnknownHandshake);
         }
         if self.challenges >= MAX_CHALLENGES {
@@ -319,7 +323,7 @@ impl Initiator {
         if !self.config.suites.contains(&suite) {
             return Err(DropReason::BadSuite);
         }
-        if again && matches!(&self.state, State::Response(s) if s.reply.is_some()) {
+        if matches!(&self.state, State::Response(s) if s.cookie == choice.cookie || s.reply.is_some()) {
             return Err(DropReason::UnknownHandshake);
         }
         let solution = cookie::solve(&choice).ok_or(DropReason::OverLimit)?;
@@ -462,6 +466,7 @@ impl Initiator {
             .collect();
         self.out.extend(datagrams.iter().cloned());
         self.state = State::Response(Box::new(Sent {
+            cookie: c.choice.cookie,
             stage1,
             suite: c.suite,
             ephemeral,

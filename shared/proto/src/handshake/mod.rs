@@ -18,7 +18,7 @@ pub(crate) use fragments::Pieces;
 pub use initiator::{Credential, Finished, Initiator, InitiatorConfig, Progress, ResponderLeaf};
 pub use limits::Limits;
 pub use rekey::{Parent, Rekey, RekeyOpened};
-pub use responder::{Asked, Incoming, Local, Opened, Responder};
+pub use responder::{Asked, Incoming, Local, Opened, Responder, is_pseudonym};
 pub use transcript::{Role, SessionKeys};
 
 use shadowmesh_crypto::kdf::{self, Label};
@@ -39,6 +39,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The way back.
+    pub fn route(&self) -> crate::Route {
+        match *self {
+            Source::Udp(a) => crate::Route::Udp(a),
+            Source::Relay { relay, handle } => crate::Route::Relay { relay, handle },
+        }
+    }
+
     /// Bytes that name the source, injectively.
     fn bytes(&self) -> [u8; 20] {
         let mut out = [0; 20];

@@ -129,6 +129,8 @@ pub struct Responder {
     suites: Vec<Suite>,
     /// Bits of the puzzle that CHALLENGE asks for; set by the caller under load.
     pub puzzle: u8,
+    /// Answers kept for repeats, 10 s each; more than a peer needs only at a relay.
+    pub max_answered: usize,
 }
 
 impl Responder {
@@ -143,6 +145,7 @@ impl Responder {
             answered: HashMap::new(),
             suites,
             puzzle: 0,
+            max_answered: MAX_ANSWERED,
         }
     }
 
@@ -361,7 +364,7 @@ impl Responder {
         established: &Established,
     ) -> Result<(Vec<Vec<u8>>, SessionKeys), DropReason> {
         self.expire(now);
-        if self.answered.len() >= MAX_ANSWERED {
+        if self.answered.len() >= self.max_answered {
             return Err(DropReason::OverLimit);
         }
         let (body, keys) = seal_established(

@@ -31,7 +31,7 @@ impl Node {
                 {
                     return Ok(());
                 }
-                if self.handle_opening(now, source, packet)? {
+                if self.handle_opening(now, packet)? {
                     return Ok(());
                 }
                 Err(DropReason::UnknownHandshake)
@@ -47,14 +47,13 @@ impl Node {
             return Err(DropReason::NotMember);
         }
         let leaves = self.own.keys();
-        let local = Local {
-            contact: &self.contact,
-            node: self.id.0,
-            leaves: &leaves,
-            bundle: &self.bundle,
-            kinds: &[CredentialKind::Member],
-        };
-        let incoming = self.responder.handle(now, source, packet, &[local], &mut self.rng)?;
+        let local =
+            |contact, bundle, kinds| Local { contact, node: self.id.0, leaves: &leaves, bundle, kinds };
+        let mut locals = vec![local(&self.contact, &self.bundle[..], &[CredentialKind::Member][..])];
+        for invite in &self.invites {
+            locals.push(local(&invite.contact, &self.invite_bundle, &[CredentialKind::Anonymous]));
+        }
+        let incoming = self.responder.handle(now, source, packet, &locals, &mut self.rng)?;
         match incoming {
             Incoming::Pending => {}
             Incoming::Reply(packets) => {
@@ -62,6 +61,7 @@ impl Node {
                     self.send_typed(&source, p);
                 }
             }
+            Incoming::Opened(opened) if opened.local > 0 => self.admit(now, opened)?,
             Incoming::Opened(opened) => self.answer_member(now, opened)?,
             Incoming::Certificates(asked) => self.verify_certificates(now, asked),
         }
@@ -72,6 +72,11 @@ impl Node {
     pub(super) fn refresh_bundle(&mut self, now: Time) {
         let chain = self.roster.chain(&self.id, self.unix(now)).unwrap_or_default();
         self.bundle = chain.iter().flat_map(|f| f.bytes().iter().copied()).collect();
+        // A joiner knows only the hash of the genesis.
+        self.invite_bundle = vec![];
+        shadowmesh_wire::Writer(&mut self.invite_bundle)
+            .blob(&self.config.genesis.encode())
+            .bytes(&self.bundle);
     }
 
     /// A RESPONSE that opened: known certificate and leaf go on, others are asked for.
@@ -161,7 +166,11 @@ impl Node {
             }
         };
         let root = Root { begun_by: node, begun: now, confirmed: now, instance: 0 };
-        self.add_session(now, p, Role::Responder, root, None, keys, rx, established.sid_r);
+        let id = self.add_session(now, p, Role::Responder, root, None, keys, rx, established.sid_r);
+        if let Some(s) = self.peers[p as usize].session_mut(id) {
+            // Its cookie came from there and back.
+            s.way = Some(source.route());
+        }
         for packet in packets {
             self.send_typed(&source, packet);
         }

@@ -6,6 +6,7 @@
 //! device, [`Node::poll_transmit`] into the socket, [`Node::poll_work`] to a worker; then take [`Node::snapshot`] if its version grew,
 //! and come back at [`Node::poll_timeout`]. Time never runs back. Each call does a bounded amount of work.
 
+mod admit;
 mod answer;
 mod own;
 mod peer;
@@ -18,12 +19,14 @@ mod sync;
 use crate::batch::{Drops, Plain, Upcall};
 use crate::handshake::{Credential, Responder, Source};
 use crate::snapshot::{Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
+use crate::work::{Work, WorkDone};
 use crate::{LaneStats, Rng, Sealer, Time};
 use peer::Peer;
 use shadowmesh_crypto::Hash;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kem;
 use shadowmesh_crypto::sign::SigningKey;
+use shadowmesh_identity::book::InviteBook;
 use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, VecDeque};
@@ -31,10 +34,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use admit::AdminError;
 pub use own::{OwnKeys, SavedLeaf};
 pub use relays::RelayStatus;
-pub(crate) use sync::check_relay_bundle;
-pub use sync::{Work, WorkDone};
 
 /// What a node is made from.
 pub struct NodeConfig {
@@ -46,6 +48,10 @@ pub struct NodeConfig {
     pub facts: Vec<Vec<u8>>,
     /// Leaf and pseudonym keys from the store.
     pub keys: OwnKeys,
+    /// Root key, where this machine keeps it: only the root revokes admins.
+    pub root: Option<Arc<SigningKey>>,
+    /// Invites from the store.
+    pub invites: InviteBook,
     /// Suites, the preferred first.
     pub suites: Vec<Suite>,
     /// MTU of the device, bytes.
@@ -71,6 +77,8 @@ pub enum Timer {
     Peer(PeerId),
     /// A relay link.
     Relay(u32),
+    /// Locators at the relays.
+    Invites,
     /// The own leaf, the clock, what strangers left.
     Housekeeping,
 }
@@ -82,6 +90,15 @@ pub enum Event {
     SaveRoster,
     /// The own keys have changed: store [`Node::own_keys`].
     SaveKeys,
+    /// The invites have changed: store [`Node::invites`].
+    SaveInvites,
+    /// A machine was let in.
+    Admitted {
+        /// Who.
+        node: NodeId,
+        /// Under which name.
+        name: String,
+    },
     /// A relay's name needs an address: [`Node::set_relay_address`].
     Resolve {
         /// The node's number for it.
@@ -170,7 +187,12 @@ pub struct Node {
     neighbours: Vec<NodeId>,
     /// What a LEAF_REQUEST of a member pulls.
     bundle: Vec<u8>,
+    /// And of a joiner.
+    invite_bundle: Vec<u8>,
     last_unix: u64,
+    book: InviteBook,
+    invites: Vec<admit::OpenInvite>,
+    guests: Vec<admit::Guest>,
     jobs: HashMap<u64, sync::Pending>,
     next_job: u64,
     housekeeping: Time,
@@ -188,7 +210,7 @@ pub struct Node {
 
 impl Node {
     /// A node; nothing is sent before the first timeout. `wall` is the clock, Unix seconds.
-    pub fn new(config: NodeConfig, now: Time, wall: u64) -> Self {
+    pub fn new(mut config: NodeConfig, now: Time, wall: u64) -> Self {
         let mut rng = Rng::from_seed(config.seed);
         let id = NodeId::of(config.identity.public());
         let (roster, _) = Roster::restore(config.genesis.clone(), config.facts.iter().cloned());
@@ -229,7 +251,11 @@ impl Node {
             links: vec![],
             neighbours: vec![],
             bundle: vec![],
+            invite_bundle: vec![],
             last_unix: wall,
+            book: std::mem::take(&mut config.invites),
+            invites: vec![],
+            guests: vec![],
             jobs: HashMap::new(),
             next_job: 0,
             housekeeping: now,
@@ -249,6 +275,7 @@ impl Node {
         node.refresh_own(now);
         node.refresh_members(now);
         node.refresh_relays(now);
+        node.refresh_invites(now);
         node.publish(now);
         node
     }
@@ -285,6 +312,11 @@ impl Node {
         &self.sealer.drops
     }
 
+    /// What is held for strangers: RESPONSEs under reassembly, handshakes that wait for certificates, answers kept.
+    pub fn held_for_strangers(&self) -> (usize, usize, usize) {
+        self.responder.held()
+    }
+
     /// A peer's number, as counters use it.
     pub fn peer_id(&self, node: &NodeId) -> Option<PeerId> {
         self.by_node.get(node).copied()
@@ -319,6 +351,7 @@ impl Node {
         for p in &self.peers {
             consider(p.deadline(self.wants_session(p)), Timer::Peer(p.id));
         }
+        consider(self.locators_due(), Timer::Invites);
         for (i, l) in self.links.iter().enumerate() {
             consider(l.deadline(), Timer::Relay(i as u32));
         }
@@ -390,6 +423,11 @@ impl Node {
             self.responder.expire(now);
             self.refresh_own(now);
             self.refresh_members(now);
+            self.refresh_invites(now);
+            self.guests_expire(now);
+        }
+        if self.locators_due().is_some_and(|d| d <= now) {
+            self.open_locators(now);
         }
         for i in 0..self.links.len() {
             if self.links[i].deadline().is_some_and(|d| d <= now) {
@@ -526,15 +564,15 @@ impl Node {
         }
     }
 
-    /// How to reach a peer now: where it was heard, else a configured address, else by the relay that its leaf names.
+    /// How to reach a peer now: the way that its session was made by, else the way an opening would go.
     fn route(&self, p: &Peer) -> Option<Route> {
-        let usable = |r: &Route| match r {
-            Route::Udp(_) => true,
-            Route::Relay { relay, .. } => self.links.get(*relay as usize).is_some_and(|l| l.is_up()),
-        };
-        if let Some(r) = p.route.filter(usable) {
-            return Some(r);
-        }
+        p.route.filter(|_| p.sending.is_some()).or_else(|| self.way(p))
+    }
+
+    /// The way of an opening: a configured address, else a relay that the peer's leaf names, else where it was last.
+    /// (A packet that comes from elsewhere moves nothing: whoever copies one could send it first. A path is changed by
+    /// a handshake, whose cookie shows that the address reads what is sent to it.) [P-ROUTE]
+    fn way(&self, p: &Peer) -> Option<Route> {
         if let Some(a) = p.endpoint {
             return Some(Route::Udp(a));
         }
@@ -543,7 +581,6 @@ impl Node {
             let relay = self.links.iter().position(|k| k.relay() == &l.relay.0 && k.is_up())?;
             Some(Route::Relay { relay: relay as u32, handle: l.handle })
         });
-        // A route whose relay is down now is still a route: the session waits for the relay's return.
         by_leaf.or(p.route)
     }
 
@@ -597,6 +634,9 @@ impl Node {
     }
 
     fn handle_plain(&mut self, now: Time, plain: Plain<'_>) -> Result<(), DropReason> {
+        if let Some(done) = self.handle_guest(now, &plain) {
+            return done;
+        }
         let p = *self.sessions.get(&plain.session).ok_or(DropReason::NoSession)?;
         self.handle_peer_plain(now, p, plain)
     }

@@ -107,6 +107,7 @@ impl Node {
         }
         if changed {
             self.events.push_back(Event::SaveKeys);
+            self.refresh_bundle(now);
         }
     }
 

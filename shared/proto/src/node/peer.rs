@@ -35,8 +35,10 @@ pub(super) struct Peer {
     pub wanted_until: Time,
     /// A configured address.
     pub endpoint: Option<std::net::SocketAddr>,
-    /// Where it was last heard, authenticated.
+    /// The way by which the session in use was made.
     pub route: Option<Route>,
+    /// The way that the opening goes.
+    pub opening_route: Option<Route>,
     pub queue: VecDeque<(Time, Vec<u8>)>,
     pub puller: Puller,
     pub pings: VecDeque<(u64, Time)>,
@@ -69,6 +71,7 @@ impl Peer {
             wanted_until: Time(0),
             endpoint: None,
             route: None,
+            opening_route: None,
             queue: VecDeque::new(),
             puller: Puller::default(),
             pings: VecDeque::new(),

@@ -8,6 +8,7 @@ use crate::relay_link::{LinkEvent, RelayLink};
 use crate::snapshot::Install;
 use shadowmesh_identity::{HostPort, Location, NodeId};
 use shadowmesh_wire::DropReason;
+use shadowmesh_wire::control::Control;
 use shadowmesh_wire::handshake::RelayGrant;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -171,6 +172,14 @@ impl Node {
         }
     }
 
+    /// Says something to a relay.
+    pub(super) fn link_control(&mut self, i: usize, c: &Control) {
+        self.links[i].link.send_control(c);
+        while let Some(x) = self.links[i].link.poll_transmit() {
+            self.out.push_back(x);
+        }
+    }
+
     fn drain_link(&mut self, now: Time, i: usize) {
         while let Some(event) = self.links[i].link.poll_event() {
             let relay = NodeId(*self.links[i].relay());
@@ -194,6 +203,9 @@ impl Node {
                             port: place.port(),
                         });
                     }
+                }
+                LinkEvent::Control(Control::LocatorReply { locator, status }) => {
+                    self.locator_opened(now, i as u32, &locator, status);
                 }
                 LinkEvent::Control(_) => {}
             }
@@ -221,6 +233,8 @@ impl Node {
         self.install(Install::RelayDown { relay, slot: grant.slot, key: down });
         self.dirty = true;
         self.refresh_own(now);
+        self.forget_locators(relay);
+        self.open_locators(now);
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
             peer.next_try = peer.next_try.min(now);

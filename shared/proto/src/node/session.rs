@@ -1,7 +1,7 @@
 //! A session with a peer: keys, lanes, age, and the state of its confirmation and rekey. It knows nothing of its path.
 
 use crate::handshake::{Rekey, Role};
-use crate::snapshot::{LaneId, SessionId, THREADS};
+use crate::snapshot::{LaneId, Route, SessionId, THREADS};
 use crate::{Rng, Time};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::secret::Secret;
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How long a session that was replaced still receives. [P-GRACE]
 pub(super) const GRACE: Duration = Duration::from_secs(5);
+/// A session that its initiator has not confirmed by then is given up.
+pub(super) const UNCONFIRMED: Duration = Duration::from_secs(15);
 /// Openings that begin within this of each other's end count as simultaneous.
 const OVERLAP: Duration = Duration::from_secs(5);
 
@@ -53,6 +55,8 @@ pub(super) struct Session {
     /// Sending is possible: the peer's indexes are known and it has proved its keys.
     pub confirmed: bool,
     pub parent: Option<SessionId>,
+    /// The way that its handshake took, for the peer's route once it is chosen; a rekey changes none.
+    pub way: Option<Route>,
     pub root: Root,
     pub suite: Suite,
     pub exporter: Secret<32>,
@@ -67,6 +71,8 @@ pub(super) struct Session {
     pub rekey_in: Option<RekeyIn>,
     /// This age asks for a rekey by this side.
     pub rekey_after: Duration,
+    /// Its keys are refused from then on: 1.5 times the rekey interval.
+    pub expires: Time,
     /// Set when another took its place: it only receives, until then.
     pub retire_at: Option<Time>,
     pub last_rx: Time,
@@ -100,8 +106,9 @@ impl Session {
             due = crate::time::earlier(
                 due,
                 Some(match &self.rekey_out {
-                    Some(r) => r.repeat_at,
-                    None => self.established + self.rekey_after,
+                    _ if !self.confirmed => self.established + UNCONFIRMED,
+                    Some(r) => r.repeat_at.min(self.expires),
+                    None => (self.established + self.rekey_after).min(self.expires),
                 }),
             );
         }

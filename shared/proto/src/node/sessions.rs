@@ -1,7 +1,7 @@
 //! Sessions of a peer: opening, confirming, choosing, rekeying, retiring; keepalive and reports.
 
 use super::peer::{FIRST_BACKOFF, MAX_BACKOFF, MAX_QUEUED, Peer, QUEUE_LIFETIME};
-use super::session::{GRACE, RekeyIn, RekeyOut, Root, Session, rekey_after};
+use super::session::{GRACE, RekeyIn, RekeyOut, Root, Session, UNCONFIRMED, rekey_after};
 use super::{Event, MAX_SESSIONS, Node};
 use crate::batch::{Plain, TxBatch};
 use crate::handshake::{
@@ -30,7 +30,7 @@ const PING_REPEAT: Duration = Duration::from_millis(700);
 const SUSPECT: u32 = 3;
 const DEAD: u32 = 20;
 const CONFIRM_REPEAT: Duration = Duration::from_millis(250);
-const REKEY_REPEAT: Duration = Duration::from_millis(250);
+const REKEY_REPEAT: Duration = Duration::from_millis(200);
 /// Between repeats of the roster's state.
 const SYNC: Duration = Duration::from_secs(20);
 
@@ -68,7 +68,7 @@ impl Node {
         if !self.is_live(&peer.node) || self.revoked_self {
             return;
         }
-        let Some(route) = self.route(peer) else { return };
+        let Some(route) = self.way(peer) else { return };
         if let Route::Relay { relay, .. } = route
             && !self.links.get(relay as usize).is_some_and(super::relays::Link::is_up)
         {
@@ -85,6 +85,7 @@ impl Node {
         };
         let opening = Initiator::new(config, now, &mut self.rng);
         self.peers[p as usize].opening = Some(opening);
+        self.peers[p as usize].opening_route = Some(route);
         self.drain_opening(p);
     }
 
@@ -95,7 +96,7 @@ impl Node {
     }
 
     pub(super) fn drain_opening(&mut self, p: PeerId) {
-        let Some(route) = self.route(&self.peers[p as usize]) else { return };
+        let Some(route) = self.peers[p as usize].opening_route else { return };
         while let Some(packet) = self.peers[p as usize].opening.as_mut().and_then(Initiator::poll_transmit) {
             self.send_typed(&route.source(), packet);
         }
@@ -117,12 +118,7 @@ impl Node {
     }
 
     /// A packet that answers one of our openings; `false` when it answers none.
-    pub(super) fn handle_opening(
-        &mut self,
-        now: Time,
-        source: Source,
-        packet: &[u8],
-    ) -> Result<bool, DropReason> {
+    pub(super) fn handle_opening(&mut self, now: Time, packet: &[u8]) -> Result<bool, DropReason> {
         let Some(sid) = crate::relay_link::sid_of(packet) else { return Ok(false) };
         let Some(p) = self.peers.iter().position(|p| p.opening.as_ref().is_some_and(|o| *o.sid() == sid))
         else {
@@ -135,13 +131,13 @@ impl Node {
         match progress? {
             Progress::Pending => {}
             Progress::Bundle(bytes) => self.verify_leaf(p as PeerId, bytes),
-            Progress::Finished(f) => self.opened(now, p as PeerId, source, begun, *f),
+            Progress::Finished(f) => self.opened(now, p as PeerId, begun, *f),
         }
         Ok(true)
     }
 
     /// Our opening has finished.
-    fn opened(&mut self, now: Time, p: PeerId, source: Source, begun: Time, f: Finished) {
+    fn opened(&mut self, now: Time, p: PeerId, begun: Time, f: Finished) {
         let peer = &mut self.peers[p as usize];
         peer.opening = None;
         if f.responder != peer.node.0 {
@@ -155,8 +151,15 @@ impl Node {
         let root = Root { begun_by: node, begun, confirmed: now, instance: f.established.instance };
         let rx = self.fresh_indexes();
         let id = self.add_session(now, p, Role::Initiator, root, None, f.keys, rx, f.established.sid_r);
+        let way = self.peers[p as usize].opening_route;
+        if let Some(s) = self.peers[p as usize].session_mut(id) {
+            s.way = way;
+        }
+        if self.peers[p as usize].sending.is_none() {
+            self.peers[p as usize].route = way;
+        }
         self.confirm_out(now, p, id, &f.established);
-        self.heard_from(now, p, source);
+        self.heard_from(now, p);
         self.choose(now, p, id);
     }
 
@@ -224,6 +227,7 @@ impl Node {
             established: now,
             confirmed: false,
             parent,
+            way: None,
             root,
             suite: keys.suite,
             exporter: keys.exporter.duplicate(),
@@ -235,6 +239,7 @@ impl Node {
             rekey_out: None,
             rekey_in: None,
             rekey_after,
+            expires: now + self.config.rekey + self.config.rekey / 2,
             retire_at: None,
             last_rx: now,
         };
@@ -303,6 +308,9 @@ impl Node {
             },
         };
         peer.sending = Some(winner);
+        if let Some(way) = peer.session(winner).and_then(|s| s.way) {
+            peer.route = Some(way);
+        }
         peer.unanswered = 0;
         peer.next_ping = if first { now } else { peer.next_ping.min(now + PING_ACTIVE) };
         peer.next_sync = Some(now);
@@ -399,20 +407,12 @@ impl Node {
         }
     }
 
-    /// An authenticated packet came by this way.
-    fn heard_from(&mut self, now: Time, p: PeerId, source: Source) {
+    /// An authenticated packet came.
+    fn heard_from(&mut self, now: Time, p: PeerId) {
         let peer = &mut self.peers[p as usize];
         peer.last_rx = Some(now);
         peer.unanswered = 0;
-        let route = match source {
-            Source::Udp(a) => Route::Udp(a),
-            Source::Relay { relay, handle } => Route::Relay { relay, handle },
-        };
-        if peer.route != Some(route) {
-            peer.route = Some(route);
-            self.dirty = true;
-        }
-        if let Route::Relay { relay, .. } = route
+        if let Some(Route::Relay { relay, .. }) = peer.route
             && let Some(l) = self.links.get_mut(relay as usize)
         {
             l.note_activity(now);
@@ -429,7 +429,7 @@ impl Node {
         if !self.is_live(&self.peers[p as usize].node) {
             return Err(DropReason::NotMember);
         }
-        self.heard_from(now, p, plain.source);
+        self.heard_from(now, p);
         let id = plain.session;
         if let Some(s) = self.peers[p as usize].session_mut(id) {
             s.last_rx = now;
@@ -576,12 +576,11 @@ impl Node {
     }
 
     fn session_timeout(&mut self, now: Time, p: PeerId, id: SessionId) {
-        let interval = self.config.rekey;
         let Some(s) = self.peers[p as usize].session_mut(id) else { return };
         if s.retire_at.is_some_and(|at| now >= at) {
             return self.remove_session(p, id);
         }
-        if !s.confirmed && now.since(s.established) >= Duration::from_secs(15) {
+        if !s.confirmed && now >= s.established + UNCONFIRMED {
             // Never confirmed: the initiator is gone.
             return self.remove_session(p, id);
         }
@@ -596,7 +595,7 @@ impl Node {
         if s.retire_at.is_some() || !s.confirmed {
             return;
         }
-        if now.since(s.established) >= interval + interval / 2 {
+        if now >= s.expires {
             // The rekey did not come about: data is refused on the old key, a new opening must do. [P-HARDSTOP]
             s.retire_at = Some(now + GRACE);
             s.rekey_out = None;
@@ -612,7 +611,7 @@ impl Node {
         }
         match &mut s.rekey_out {
             Some(r) if now >= r.repeat_at => {
-                r.wait = (r.wait * 2).min(Duration::from_secs(2));
+                r.wait = (r.wait * 5 / 4).min(Duration::from_secs(1));
                 r.repeat_at = now + r.wait;
                 let pieces = r.pieces.clone();
                 for piece in pieces {
@@ -638,6 +637,10 @@ impl Node {
     }
 
     fn start_rekey(&mut self, now: Time, p: PeerId, id: SessionId) {
+        // Should it not come about now, it is tried again soon.
+        if let Some(s) = self.peers[p as usize].session_mut(id) {
+            s.rekey_after = now.since(s.established) + Duration::from_secs(1);
+        }
         let (Some(leaf), Some(credential)) = (self.responder_leaf(now, p), self.credential(now)) else {
             return;
         };

@@ -6,10 +6,11 @@ use crate::Time;
 use crate::handshake::{Asked, ResponderLeaf, Source};
 use crate::pull::serve;
 use crate::snapshot::{PeerId, SessionId};
-use shadowmesh_crypto::{Hash, kdf, sign};
-use shadowmesh_identity::chain::{Chain, ChainError, verify_chain, verify_relay_leaf};
+use crate::work::{Job, Outcome, Work, WorkDone};
+use shadowmesh_crypto::{Hash, kdf};
+use shadowmesh_identity::chain::{Chain, ChainError};
 use shadowmesh_identity::roster::Merge;
-use shadowmesh_identity::{Fact, FactError, Genesis, NodeId, Verified};
+use shadowmesh_identity::{Fact, NodeId, Verified};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::{BUCKETS, Control, MAX_HASHES};
 use shadowmesh_wire::handshake::Sid;
@@ -21,55 +22,6 @@ const WEEK: u64 = 7 * 86_400;
 /// Members that every member keeps sessions with.
 const NEIGHBOURS: usize = 3;
 
-/// A bounded job: signatures to check, at most a millisecond. Run it anywhere, then hand its result back.
-pub struct Work {
-    id: u64,
-    job: Job,
-}
-
-enum Job {
-    Fact(Box<Fact>, Box<sign::PublicKey>),
-    Chain { genesis: Box<Genesis>, bytes: Vec<u8>, now: u64 },
-    RelayLeaf { relay: NodeId, bundle: Vec<u8>, now: u64 },
-}
-
-/// The result of a [`Work`].
-pub struct WorkDone {
-    id: u64,
-    outcome: Outcome,
-}
-
-enum Outcome {
-    Fact(Result<Verified, FactError>),
-    Chain(Box<Result<Chain, ChainError>>),
-    RelayLeaf(Option<ResponderLeaf>),
-}
-
-impl Work {
-    /// Does it.
-    pub fn run(self) -> WorkDone {
-        let outcome = match self.job {
-            Job::Fact(fact, key) => Outcome::Fact(fact.verify(&key)),
-            Job::Chain { genesis, bytes, now } => {
-                Outcome::Chain(Box::new(verify_chain(&genesis, &bytes, now)))
-            }
-            Job::RelayLeaf { relay, bundle, now } => {
-                Outcome::RelayLeaf(check_relay_bundle(&relay, &bundle, now))
-            }
-        };
-        WorkDone { id: self.id, outcome }
-    }
-}
-
-/// A relay's bundle: its identity key, then its leaf.
-pub(crate) fn check_relay_bundle(relay: &NodeId, bundle: &[u8], now: u64) -> Option<ResponderLeaf> {
-    let (key, leaf) = bundle.split_at_checked(sign::PUBLIC_KEY_LEN)?;
-    let verified = verify_relay_leaf(relay, key, leaf, now).ok()?;
-    let fact = verified.fact();
-    let leaf = fact.leaf()?;
-    Some(ResponderLeaf { node: relay.0, hash: fact.id(), key: (*leaf.key).clone() })
-}
-
 /// What a job's result is for.
 pub(super) enum Pending {
     /// A fact, from a peer.
@@ -80,22 +32,24 @@ pub(super) enum Pending {
     PeerLeaf(PeerId),
     /// A relay's leaf.
     RelayLeaf(usize),
+    /// A joiner's claim.
+    Claim(SessionId),
 }
 
 impl Node {
-    fn job(&mut self, pending: Pending, job: Job) -> Result<(), DropReason> {
+    fn try_submit(&mut self, pending: Pending, job: Job) -> Result<(), DropReason> {
         if self.jobs.len() >= MAX_JOBS {
             return Err(DropReason::OverLimit);
         }
         let id = self.next_job;
         self.next_job += 1;
         self.jobs.insert(id, pending);
-        self.work.push_back(Work { id, job });
+        self.work.push_back(Work::new(id, job));
         Ok(())
     }
 
-    fn submit(&mut self, pending: Pending, job: Job) {
-        if let Err(reason) = self.job(pending, job) {
+    pub(super) fn submit(&mut self, pending: Pending, job: Job) {
+        if let Err(reason) = self.try_submit(pending, job) {
             self.drops.count(reason);
         }
     }
@@ -131,6 +85,7 @@ impl Node {
                 }
             },
             (Pending::PeerLeaf(p), Outcome::Chain(chain)) => self.leaf_checked(now, p, *chain),
+            (Pending::Claim(session), Outcome::Claim(claim)) => self.claim_checked(now, session, claim),
             (Pending::RelayLeaf(link), Outcome::RelayLeaf(leaf)) => self.relay_leaf_checked(now, link, leaf),
             _ => {}
         }

@@ -1,0 +1,300 @@
+//! One client: its session with the relay, its counters and windows, its place in the world.
+
+use shadowmesh_crypto::kdf::{ct_eq, mac8};
+use shadowmesh_crypto::secret::Secret;
+use shadowmesh_proto::Time;
+use shadowmesh_proto::lane::{RxLane, TxLane};
+use shadowmesh_wire::DropReason;
+use shadowmesh_wire::control::Hash;
+use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, THREADS};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Counters that the window of one sending thread spans.
+pub(crate) const WINDOW: u64 = 1024;
+const WORDS: usize = (WINDOW / 64) as usize;
+/// Between challenges to a client that seems to have moved.
+const CHALLENGE_EVERY: Duration = Duration::from_secs(1);
+/// How long an answer to one is waited for.
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
+
+/// Whom a client may exchange packets with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The others of its network (its number).
+    Network(u32),
+    /// Nobody, or the owner of a locator for a while: handle and end.
+    Anonymous(Option<(u64, Time)>),
+}
+
+/// A question to the address that a client seems to have moved to.
+struct Probe {
+    to: SocketAddr,
+    challenge: [u8; 8],
+    sent: Time,
+}
+
+/// A client.
+pub(crate) struct Client {
+    pub slot: u32,
+    pub handle: u64,
+    /// Where it is sent to.
+    pub address: SocketAddr,
+    pub scope: Scope,
+    /// Its first packet has come; nothing is done for it before. [R-CONFIRM]
+    pub confirmed: bool,
+    /// Count of handshakes: of two with one handle, the later wins.
+    pub born: u64,
+    /// The network's access secret that it showed: count of its rotations.
+    pub generation: u32,
+    pub last: Time,
+    /// An anonymous one goes then.
+    pub ends: Option<Time>,
+    pub locators: Vec<Hash>,
+    pub bucket: Bucket,
+    /// Index that it sends its session's packets to.
+    pub index: u32,
+    pub tx: TxLane,
+    pub rx: RxLane,
+    /// Registrations and rendezvous asked for: bounded.
+    pub asked: u32,
+    up: Secret<32>,
+    down: Secret<32>,
+    windows: [Option<Box<Window>>; THREADS],
+    sent: u64,
+    probe: Option<Probe>,
+}
+
+/// What makes a client.
+pub(crate) struct NewClient {
+    pub slot: u32,
+    pub handle: u64,
+    pub address: SocketAddr,
+    pub scope: Scope,
+    pub born: u64,
+    pub generation: u32,
+    pub ends: Option<Time>,
+    pub bucket: Bucket,
+    pub index: u32,
+    pub tx: TxLane,
+    pub rx: RxLane,
+    pub up: Secret<32>,
+    pub down: Secret<32>,
+}
+
+impl Client {
+    pub fn new(now: Time, n: NewClient) -> Self {
+        Client {
+            slot: n.slot,
+            handle: n.handle,
+            address: n.address,
+            scope: n.scope,
+            confirmed: false,
+            born: n.born,
+            generation: n.generation,
+            last: now,
+            ends: n.ends,
+            locators: vec![],
+            bucket: n.bucket,
+            index: n.index,
+            tx: n.tx,
+            rx: n.rx,
+            asked: 0,
+            up: n.up,
+            down: n.down,
+            windows: Default::default(),
+            sent: 0,
+            probe: None,
+        }
+    }
+
+    /// Is this header the client's, and new? The window moves only after the MAC holds. [R-MAC]
+    pub fn admit(&mut self, now: Time, header: &RelayHeader) -> Result<(), DropReason> {
+        let window = self.windows.get_mut(usize::from(header.thread)).ok_or(DropReason::Malformed)?;
+        if let Some(w) = window {
+            w.check(header.counter)?;
+        }
+        if header.counter == u64::MAX || !ct_eq(&mac8(&self.up, &header.maced()), &header.mac) {
+            return Err(DropReason::BadMac);
+        }
+        window.get_or_insert_default().accept(header.counter);
+        self.last = now;
+        Ok(())
+    }
+
+    /// The header of the next packet to this client, from a handle.
+    pub fn header(&mut self, from: u64) -> [u8; RELAY_HEADER] {
+        let mut h = RelayHeader { thread: 0, slot: self.slot, handle: from, counter: self.sent, mac: [0; 8] };
+        h.mac = mac8(&self.down, &h.maced());
+        self.sent += 1;
+        h.emit()
+    }
+
+    /// It was heard from another address: the question to send there, unless one is out already.
+    pub fn challenge(&mut self, now: Time, to: SocketAddr, fresh: [u8; 8]) -> Option<[u8; 8]> {
+        if self.probe.as_ref().is_some_and(|p| now.since(p.sent) < CHALLENGE_EVERY) {
+            return None;
+        }
+        self.probe = Some(Probe { to, challenge: fresh, sent: now });
+        Some(fresh)
+    }
+
+    /// An answer from this address: the client has moved, if it is the right one. [R-REBIND]
+    pub fn rebind(&mut self, now: Time, from: SocketAddr, answer: &[u8; 8]) -> bool {
+        let holds = self.probe.as_ref().is_some_and(|p| {
+            p.to == from && ct_eq(&p.challenge, answer) && now.since(p.sent) < CHALLENGE_LIFETIME
+        });
+        if holds {
+            self.probe = None;
+            self.address = from;
+        }
+        holds
+    }
+
+    /// Is it over?
+    pub fn expired(&self, now: Time, idle: Duration) -> bool {
+        now.since(self.last) >= idle || self.ends.is_some_and(|end| now >= end)
+    }
+}
+
+/// Sliding window over one thread's counters (RFC 6479). 136 bytes, made on first use.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    /// One past the highest counter accepted.
+    next: u64,
+    words: [u64; WORDS],
+}
+
+impl Window {
+    pub fn check(&self, counter: u64) -> Result<(), DropReason> {
+        if counter >= self.next {
+            return Ok(());
+        }
+        if self.next - counter > WINDOW - 64 {
+            return Err(DropReason::TooOld);
+        }
+        if self.words[Self::word(counter)] >> (counter % 64) & 1 == 1 {
+            return Err(DropReason::Replayed);
+        }
+        Ok(())
+    }
+
+    /// `counter` is below `u64::MAX`, and was checked.
+    pub fn accept(&mut self, counter: u64) {
+        if counter >= self.next {
+            // Words entered for the first time are cleared; at most all of them.
+            let old = if self.next == 0 { 0 } else { (self.next - 1) / 64 + 1 };
+            let new = counter / 64;
+            if new >= old.saturating_add(WORDS as u64) {
+                self.words.fill(0);
+            } else {
+                for w in old..=new {
+                    self.words[(w % WORDS as u64) as usize] = 0;
+                }
+            }
+            self.next = counter + 1;
+        }
+        self.words[Self::word(counter)] |= 1 << (counter % 64);
+    }
+
+    fn word(counter: u64) -> usize {
+        (counter / 64 % WORDS as u64) as usize
+    }
+}
+
+/// A token bucket of bytes; a quarter of a second's worth may come at once, and at least 64 KiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bucket {
+    rate: Option<f64>,
+    tokens: f64,
+    at: Time,
+}
+
+impl Bucket {
+    pub fn new(now: Time, rate: Option<u64>) -> Self {
+        let rate = rate.map(|r| r as f64);
+        Bucket { rate, tokens: rate.map_or(0.0, Self::burst), at: now }
+    }
+
+    fn burst(rate: f64) -> f64 {
+        (rate / 4.0).max(65536.0)
+    }
+
+    /// Takes so many bytes' worth.
+    pub fn take(&mut self, now: Time, bytes: usize) -> Result<(), DropReason> {
+        let Some(rate) = self.rate else { return Ok(()) };
+        self.tokens = (self.tokens + now.since(self.at).as_secs_f64() * rate).min(Self::burst(rate));
+        self.at = now;
+        if self.tokens < bytes as f64 {
+            return Err(DropReason::RateLimited);
+        }
+        self.tokens -= bytes as f64;
+        Ok(())
+    }
+}
+
+/// What limits are keyed by: an IPv4 address, an IPv6 /56.
+pub(crate) fn prefix(address: &SocketAddr) -> [u8; 8] {
+    let mut out = [0; 8];
+    match address.ip() {
+        IpAddr::V4(a) => out[..4].copy_from_slice(&a.octets()),
+        IpAddr::V6(a) => {
+            // The eighth byte tells the families apart; a /56 leaves it free.
+            out[..7].copy_from_slice(&a.octets()[..7]);
+            out[7] = 6;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    proptest! {
+        /// Against a set of everything seen. [R-REPLAY]
+        #[test]
+        fn window_is_a_set(jumps in prop::collection::vec((0u64..3000, any::<bool>()), 1..300), base: u32) {
+            let (mut w, mut seen, mut top) = (Window::default(), HashSet::new(), u64::from(base));
+            for (jump, forward) in jumps {
+                let c = if forward { top + jump } else { top.saturating_sub(jump % 1200) };
+                let expect = if seen.contains(&c) && (top + 1) - c <= WINDOW - 64 {
+                    Err(DropReason::Replayed)
+                } else if !seen.is_empty() && c <= top && (top + 1) - c > WINDOW - 64 {
+                    Err(DropReason::TooOld)
+                } else {
+                    Ok(())
+                };
+                if seen.is_empty() {
+                    top = c;
+                }
+                prop_assert_eq!(w.check(c), expect);
+                if expect.is_ok() {
+                    w.accept(c);
+                    seen.insert(c);
+                    top = top.max(c);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_counters_is_no_overflow() {
+        let mut w = Window::default();
+        w.accept(u64::MAX - 1);
+        assert_eq!(w.check(u64::MAX - 1), Err(DropReason::Replayed));
+        assert_eq!(w.check(5), Err(DropReason::TooOld));
+    }
+
+    #[test]
+    fn a_bucket_holds_what_comes_at_once_and_fills() {
+        let mut b = Bucket::new(Time(0), Some(1_000_000));
+        let sent = (0..1000).filter(|_| b.take(Time(0), 1000).is_ok()).count();
+        assert_eq!(sent, 250);
+        assert!(b.take(Time(1_000_000), 1000).is_ok());
+        assert!(b.take(Time(1_000_000), 1000).is_err());
+        assert!(Bucket::new(Time(0), None).take(Time(0), usize::MAX).is_ok());
+    }
+}

@@ -1,0 +1,76 @@
+//! The forwarding path: one MAC to check, one to make, a header rewritten in place. Nothing behind the header is looked
+//! at.
+
+use crate::client::{Client, Scope};
+use crate::relay::Relay;
+use shadowmesh_proto::Time;
+use shadowmesh_wire::DropReason;
+use shadowmesh_wire::control::Control;
+use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader};
+use std::net::SocketAddr;
+
+impl Relay {
+    /// Rewrites the relay header of a datagram for its destination, and gives the destination's address. No allocation
+    /// but for the first packet of a sending thread, or from another address.
+    ///
+    /// # Errors
+    /// Why it is dropped; the caller counts it.
+    pub fn forward(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        datagram: &mut [u8],
+    ) -> Result<SocketAddr, DropReason> {
+        let (header, _) = RelayHeader::parse(datagram)?;
+        let source = self.clients.get_mut(&header.slot).ok_or(DropReason::UnknownSlot)?;
+        source.admit(now, &header)?;
+        if !source.confirmed {
+            return Err(DropReason::NoSession);
+        }
+        source.bucket.take(now, datagram.len())?;
+        let (handle, scope, moved) = (source.handle, source.scope, source.address != from);
+        if moved {
+            self.challenge(now, header.slot, from);
+        }
+        if let Scope::Network(n) = scope
+            && let Some(net) = self.nets.get_mut(n as usize)
+        {
+            net.bucket.take(now, datagram.len())?;
+        }
+        let slot = self.handles.get(&header.handle).ok_or(DropReason::UnknownHandle)?;
+        let to = self.clients.get_mut(slot).ok_or(DropReason::UnknownHandle)?;
+        if !may(now, (handle, scope), to) {
+            return Err(DropReason::NotAllowed);
+        }
+        if let Scope::Anonymous(_) = to.scope {
+            to.bucket.take(now, datagram.len())?;
+        }
+        let head = datagram.first_chunk_mut::<RELAY_HEADER>().ok_or(DropReason::Truncated)?;
+        *head = to.header(handle);
+        let address = to.address;
+        self.metrics.forwarded += 1;
+        self.metrics.forwarded_bytes += datagram.len() as u64;
+        Ok(address)
+    }
+
+    /// Asks at the address that a client was heard from whether it is there. [R-REBIND]
+    pub(crate) fn challenge(&mut self, now: Time, slot: u32, to: SocketAddr) {
+        let fresh = self.rng.bytes();
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        if let Some(challenge) = client.challenge(now, to, fresh) {
+            self.send_control(slot, to, &Control::PathChallenge(challenge));
+        }
+    }
+}
+
+/// May the source (handle, scope) send to this client? Within one network, or between the two ends of a rendezvous.
+/// [R-SCOPE]
+fn may(now: Time, (handle, scope): (u64, Scope), to: &Client) -> bool {
+    let met = |pair: Option<(u64, Time)>, other: u64| pair.is_some_and(|(h, end)| h == other && now < end);
+    match (scope, to.scope) {
+        (Scope::Network(a), Scope::Network(b)) => a == b && handle != to.handle,
+        (Scope::Anonymous(pair), Scope::Network(_)) => met(pair, to.handle),
+        (Scope::Network(_), Scope::Anonymous(pair)) => met(pair, handle),
+        (Scope::Anonymous(_), Scope::Anonymous(_)) => false,
+    }
+}

@@ -1,0 +1,483 @@
+//! Invites that this node gave, and the joiners that come with them; revoking.
+
+use super::{Event, Node};
+use crate::Time;
+use crate::batch::Plain;
+use crate::handshake::{Contact, Opened, Source};
+use crate::lane::{RxLane, TxLane};
+use crate::pull::{Offered, Puller, blob_hash, serve};
+use crate::snapshot::{Install, PeerId, SessionId};
+use crate::work::Job;
+use shadowmesh_crypto::Hash;
+use shadowmesh_identity::book::{InviteBook, Redeem, Terms};
+use shadowmesh_identity::fact::{Body, Reason};
+use shadowmesh_identity::invite::{InviteSecret, Meeting};
+use shadowmesh_identity::{Bridge, Certificate, Claim, DAY, Fact, Invite, Name, NodeId, Tombstone};
+use shadowmesh_wire::DropReason;
+use shadowmesh_wire::control::{CHUNK, Control, MAX_CHUNKS, Status};
+use shadowmesh_wire::data::{Kind, Ping};
+use shadowmesh_wire::handshake::{Established, LANES, RelayGrant};
+use std::time::Duration;
+
+/// Joiners served at once.
+const MAX_GUESTS: usize = 16;
+/// And for how long.
+const GUEST_LIFETIME: Duration = Duration::from_secs(60);
+/// Their place in the openers: no peer has this number, so no frame of theirs goes anywhere.
+const GUEST: PeerId = PeerId::MAX;
+/// A locator is kept open at the relay for so long, and renewed before.
+const LOCATOR_LIFETIME: u32 = 3600;
+const LOCATOR_RENEW: Duration = Duration::from_secs(1800);
+const LOCATOR_REPEAT: Duration = Duration::from_millis(500);
+/// A certificate lives a year.
+const CERTIFICATE_LIFETIME: u64 = 365 * DAY;
+
+/// An invite that can be used now.
+pub(super) struct OpenInvite {
+    pub locator: Hash,
+    pub contact: Contact,
+    /// By link: when to say OPEN_LOCATOR (again).
+    pub due: Vec<(u32, Time)>,
+}
+
+/// A joiner.
+pub(super) struct Guest {
+    session: SessionId,
+    locator: Hash,
+    source: Source,
+    since: Time,
+    keys: Option<crate::handshake::SessionKeys>,
+    h2: Hash,
+    sid_r: [u8; 8],
+    rx: [u32; LANES],
+    tx: Option<TxLane>,
+    puller: Puller,
+    offered: Offered,
+    claim: Option<Hash>,
+    /// Being verified, or answered.
+    reply: Option<Control>,
+    verifying: bool,
+}
+
+/// Why an invite could not be made, or a member not be revoked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    /// Only admins may.
+    #[error("only an admin of the network may do this, and this machine is none")]
+    NotAdmin,
+    /// An invite needs a relay to meet at.
+    #[error("the network has no relay to meet the new machine at")]
+    NoRelay,
+    /// Nobody of that name.
+    #[error("no such member")]
+    Unknown,
+    /// It was done before.
+    #[error("it was revoked already")]
+    Already,
+    /// Only the root revokes admins.
+    #[error("it is an admin, and only the network's root can revoke one")]
+    NeedsRoot,
+    /// The book of invites says no.
+    #[error("{0}")]
+    Invite(#[from] shadowmesh_identity::book::InviteError),
+    /// A signature could not be made.
+    #[error("the signature could not be made")]
+    Signing,
+}
+
+impl Node {
+    /// Makes an invite; it is good once [`Event::SaveInvites`] is done.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn create_invite(&mut self, now: Time, terms: Terms) -> Result<Invite, AdminError> {
+        if !self.roster.is_admin(&self.id, self.unix(now)) {
+            return Err(AdminError::NotAdmin);
+        }
+        let relays: Vec<Meeting> = self
+            .roster
+            .relays()
+            .into_iter()
+            .map(|(relay, a)| Meeting { relay, address: a.address.clone() })
+            .take(2)
+            .collect();
+        if relays.is_empty() {
+            return Err(AdminError::NoRelay);
+        }
+        let (network, name) = (self.roster.network(), self.config.genesis.name.clone());
+        let invite = self.book.create(network, name, relays, self.roster.version(), terms)?;
+        self.events.push_back(Event::SaveInvites);
+        self.refresh_invites(now);
+        Ok(invite)
+    }
+
+    /// The invites.
+    pub fn invites(&self) -> &InviteBook {
+        &self.book
+    }
+
+    /// Takes an invite back.
+    ///
+    /// # Errors
+    /// It is unknown.
+    pub fn cancel_invite(&mut self, now: Time, locator: &Hash) -> Result<(), AdminError> {
+        self.book.cancel(locator)?;
+        self.events.push_back(Event::SaveInvites);
+        for i in 0..self.links.len() {
+            self.link_control(i, &Control::OpenLocator { locator: *locator, lifetime: 0 });
+        }
+        self.refresh_invites(now);
+        Ok(())
+    }
+
+    /// Ends a member: a tombstone, pushed to everyone who can be reached.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn revoke(&mut self, now: Time, node: &NodeId, reason: Reason) -> Result<(), AdminError> {
+        let unix = self.unix(now);
+        let member = self.roster.member(node).ok_or(AdminError::Unknown)?;
+        if member.revoked.is_some() {
+            return Err(AdminError::Already);
+        }
+        let admin = member.roles().contains(shadowmesh_identity::Roles::ADMIN);
+        let key = if admin {
+            self.config.root.clone().ok_or(AdminError::NeedsRoot)?
+        } else if self.roster.is_admin(&self.id, unix) {
+            self.config.identity.clone()
+        } else {
+            return Err(AdminError::NotAdmin);
+        };
+        let body = Body::Tombstone(Tombstone { reason, void_after: None });
+        let seq = self.roster.next_seq();
+        let fact = Fact::sign(&key, self.roster.network(), *node, seq, unix, &body)
+            .map_err(|_| AdminError::Signing)?;
+        self.merge(now, fact, None);
+        self.publish(now);
+        Ok(())
+    }
+
+    /// Brings the invites that can be used in line with the book.
+    pub(super) fn refresh_invites(&mut self, now: Time) {
+        let unix = self.unix(now);
+        if self.book.prune(unix) {
+            self.events.push_back(Event::SaveInvites);
+        }
+        let open: Vec<Hash> = self.book.open(unix).collect();
+        self.invites.retain(|i| open.contains(&i.locator));
+        for locator in open {
+            if self.invites.iter().any(|i| i.locator == locator) {
+                continue;
+            }
+            let Some(record) = self.book.get(&locator) else { continue };
+            let s = &record.secret;
+            let network = self.roster.network();
+            let contact = Contact::invite(
+                &network.0,
+                s.hello_mac_key(),
+                s.challenge_seal_key(),
+                s.leaf_seal_key(),
+                s.mix_key(),
+            );
+            self.invites.push(OpenInvite { locator, contact, due: vec![] });
+        }
+        self.open_locators(now);
+    }
+
+    /// Says OPEN_LOCATOR where it is due.
+    pub(super) fn open_locators(&mut self, now: Time) {
+        let mut say = vec![];
+        for invite in &mut self.invites {
+            for (i, link) in self.links.iter().enumerate().filter(|(_, l)| l.is_up()) {
+                let i = i as u32;
+                match invite.due.iter_mut().find(|(l, _)| *l == i) {
+                    Some((_, at)) if now < *at => continue,
+                    Some((_, at)) => *at = now + LOCATOR_REPEAT,
+                    None => invite.due.push((i, now + LOCATOR_REPEAT)),
+                }
+                let _ = link;
+                say.push((i as usize, invite.locator));
+            }
+        }
+        for (i, locator) in say {
+            self.link_control(i, &Control::OpenLocator { locator, lifetime: LOCATOR_LIFETIME });
+        }
+    }
+
+    /// When [`Node::open_locators`] is due.
+    pub(super) fn locators_due(&self) -> Option<Time> {
+        let up = |l: u32| self.links.get(l as usize).is_some_and(super::relays::Link::is_up);
+        self.invites.iter().flat_map(|i| &i.due).filter(|(l, _)| up(*l)).map(|(_, at)| *at).min()
+    }
+
+    /// A relay's answer to OPEN_LOCATOR.
+    pub(super) fn locator_opened(&mut self, now: Time, link: u32, locator: &Hash, status: Status) {
+        if status == Status::Ok
+            && let Some(i) = self.invites.iter_mut().find(|i| i.locator == *locator)
+            && let Some((_, at)) = i.due.iter_mut().find(|(l, _)| *l == link)
+        {
+            *at = now + LOCATOR_RENEW;
+        }
+    }
+
+    /// A relay link is new: it knows no locator.
+    pub(super) fn forget_locators(&mut self, link: u32) {
+        for i in &mut self.invites {
+            i.due.retain(|(l, _)| *l != link);
+        }
+    }
+
+    /// A joiner's RESPONSE has opened under an invite's keys.
+    pub(super) fn admit(&mut self, now: Time, opened: Box<Opened>) -> Result<(), DropReason> {
+        self.guests_expire(now);
+        let locator =
+            self.invites.get(opened.local - 1).map(|i| i.locator).ok_or(DropReason::BadHandshake)?;
+        if self.guests.len() >= MAX_GUESTS {
+            return Err(DropReason::OverLimit);
+        }
+        let source = opened.source;
+        let rx = self.fresh_indexes();
+        let established = Established {
+            sid_r: self.rng.bytes(),
+            instance: self.instance,
+            lanes: rx,
+            observed: source.observed(),
+            mtu: self.config.path_mtu as u16,
+            wall: self.clock(now),
+            relay: RelayGrant::default(),
+        };
+        let finished = self.responder.finish(now, opened, None, &[], &established);
+        let (packets, keys) = match finished {
+            Ok(x) => x,
+            Err(e) => {
+                for index in rx {
+                    self.indexes.remove(&index);
+                }
+                return Err(e);
+            }
+        };
+        let session = self.next_session;
+        self.next_session += 1;
+        for (lane, index) in rx.iter().enumerate() {
+            self.indexes.insert(*index, session);
+            let keys = RxLane::new(keys.receive_lane(lane as u8));
+            self.install(Install::Rx { index: *index, lane: lane as u8, session, peer: GUEST, keys });
+        }
+        self.guests.push(Guest {
+            session,
+            locator,
+            source,
+            since: now,
+            h2: keys.h2,
+            keys: Some(keys),
+            sid_r: established.sid_r,
+            rx,
+            tx: None,
+            puller: Puller::default(),
+            offered: Offered::default(),
+            claim: None,
+            reply: None,
+            verifying: false,
+        });
+        for packet in packets {
+            self.send_typed(&source, packet);
+        }
+        Ok(())
+    }
+
+    pub(super) fn guests_expire(&mut self, now: Time) {
+        let gone: Vec<usize> = (0..self.guests.len())
+            .rev()
+            .filter(|g| now.since(self.guests[*g].since) >= GUEST_LIFETIME)
+            .collect();
+        for g in gone {
+            let guest = self.guests.swap_remove(g);
+            for index in guest.rx {
+                self.indexes.remove(&index);
+                self.install(Install::RetireRx { index });
+            }
+        }
+    }
+
+    fn guest_send(&mut self, g: usize, c: &Control) {
+        let mut body = vec![];
+        c.emit(&mut body);
+        let guest = &mut self.guests[g];
+        let source = guest.source;
+        if let Some(Ok(packet)) = guest.tx.as_mut().map(|tx| tx.seal(Kind::Control, &body)) {
+            self.send_typed(&source, packet);
+        }
+    }
+
+    /// What a joiner says; `None` when the session is no joiner's.
+    pub(super) fn handle_guest(&mut self, now: Time, plain: &Plain<'_>) -> Option<Result<(), DropReason>> {
+        let g = self.guests.iter().position(|g| g.session == plain.session)?;
+        if plain.kind != Kind::Control {
+            return Some(Ping::parse(plain.body).map(|_| ()).map_err(DropReason::from));
+        }
+        Some(match Control::parse(plain.body) {
+            Ok(c) => self.guest_control(now, g, c),
+            Err(e) => Err(e.into()),
+        })
+    }
+
+    fn guest_control(&mut self, now: Time, g: usize, c: Control) -> Result<(), DropReason> {
+        let guest = &mut self.guests[g];
+        match c {
+            Control::Confirm { sid_r, lanes, .. } => {
+                if sid_r != guest.sid_r {
+                    return Err(DropReason::BadHandshake);
+                }
+                if let Some(keys) = guest.keys.take() {
+                    guest.tx = Some(TxLane::new(lanes[0], keys.send_lane(0)));
+                }
+            }
+            Control::Claim(hash) => {
+                if let Some(reply) = guest.reply.clone() {
+                    self.guest_send(g, &reply);
+                } else if guest.claim.is_none_or(|c| c == hash) && !guest.verifying {
+                    guest.claim = Some(hash);
+                    for ask in guest.puller.want(now, hash) {
+                        self.guest_send(g, &ask);
+                    }
+                }
+            }
+            Control::Chunk { hash, chunk, count, bytes } => {
+                if usize::from(count) * CHUNK > Claim::MAX_LEN + CHUNK {
+                    return Err(DropReason::TooLong);
+                }
+                let (blob, more) = guest.puller.chunk(now, &hash, chunk, count, bytes);
+                let (claim, session, h2) = (guest.claim, guest.session, guest.h2);
+                for ask in more {
+                    self.guest_send(g, &ask);
+                }
+                if let Some(bytes) = blob.filter(|b| Some(blob_hash(b)) == claim) {
+                    self.guests[g].verifying = true;
+                    let network = self.roster.network();
+                    self.submit(super::sync::Pending::Claim(session), Job::Claim { bytes, network, h2 });
+                }
+            }
+            Control::Pull { hash, chunk } => {
+                let reply = serve(guest.offered.get(&hash), hash, chunk);
+                self.guest_send(g, &reply);
+            }
+            _ => return Err(DropReason::Malformed),
+        }
+        Ok(())
+    }
+
+    /// The claim is checked: redeem the invite, sign the certificate, commit both, then answer. [P-SINGLE-USE]
+    pub(super) fn claim_checked(&mut self, now: Time, session: SessionId, claim: Option<Box<Claim>>) {
+        let Some(g) = self.guests.iter().position(|g| g.session == session) else { return };
+        let refuse = |status, text: String| Control::JoinReply { status, text, bundle: [0; 32] };
+        let reply = match claim {
+            None => refuse(Status::Refused, "the claim's signature does not hold".into()),
+            Some(claim) => match self.redeem(now, &self.guests[g].locator.clone(), &claim) {
+                Ok(bundle) => {
+                    let bundle = self.guests[g].offered.add(bundle);
+                    Control::JoinReply { status: Status::Ok, text: String::new(), bundle }
+                }
+                Err((status, text)) => refuse(status, text),
+            },
+        };
+        self.guest_send(g, &reply);
+        self.guests[g].reply = Some(reply);
+    }
+
+    fn redeem(&mut self, now: Time, locator: &Hash, claim: &Claim) -> Result<Vec<u8>, (Status, String)> {
+        use shadowmesh_identity::book::InviteError;
+        let (unix, node) = (self.unix(now), claim.node());
+        if self.roster.member(&node).is_some_and(|m| m.revoked.is_some()) {
+            return Err((
+                Status::Refused,
+                "this machine's identity was revoked; join under a new one".into(),
+            ));
+        }
+        let name = self.free_name(&claim.name, &node);
+        let redeemed = self.book.redeem(locator, node, &name, unix);
+        match redeemed {
+            Ok(Redeem::First) => {}
+            Ok(Redeem::Again) => return Ok(self.join_bundle(now, &node)),
+            Err(e) => {
+                let status = match e {
+                    InviteError::Used { .. } => Status::Used,
+                    InviteError::Expired => Status::Expired,
+                    _ => Status::Refused,
+                };
+                return Err((status, e.to_string()));
+            }
+        }
+        self.events.push_back(Event::SaveInvites);
+        let issued = self.issue(now, unix, locator, claim, name.clone());
+        if !issued {
+            return Err((Status::Refused, "the certificate could not be signed".into()));
+        }
+        self.refresh_invites(now);
+        self.events.push_back(Event::Admitted { node, name: name.to_string() });
+        Ok(self.join_bundle(now, &node))
+    }
+
+    /// The name asked for, or the first of its like that nobody else has.
+    fn free_name(&self, wanted: &Name, node: &NodeId) -> Name {
+        let free = |n: &Name| self.roster.by_name(n.as_str()).is_none_or(|m| m.id == *node);
+        if free(wanted) {
+            return wanted.clone();
+        }
+        let stem: String = wanted.as_str().chars().take(50).collect();
+        (2..10_000u32)
+            .filter_map(|i| format!("{stem}-{i}").parse().ok())
+            .find(|n: &Name| free(n))
+            .unwrap_or_else(|| wanted.clone())
+    }
+
+    fn issue(&mut self, now: Time, unix: u64, locator: &Hash, claim: &Claim, name: Name) -> bool {
+        let Some(record) = self.book.get(locator) else { return false };
+        let node = claim.node();
+        let body = Body::Certificate(Certificate {
+            key: claim.key.clone(),
+            name,
+            roles: record.terms.roles,
+            tags: record.terms.tags.clone(),
+            ipv4: self.roster.free_ipv4(&node),
+            not_before: unix.saturating_sub(DAY),
+            not_after: unix + CERTIFICATE_LIFETIME,
+            serial: record.serial,
+            bridge: Bridge::default(),
+        });
+        let seq = self.roster.next_seq();
+        let signed = Fact::sign(&self.config.identity, self.roster.network(), node, seq, unix, &body);
+        match signed {
+            Ok(fact) => {
+                self.merge(now, fact, None);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// What members know: all of it while that is small, else what a new member needs to begin; the rest comes by the
+    /// sessions it then makes.
+    fn join_bundle(&self, now: Time, node: &NodeId) -> Vec<u8> {
+        let limit = CHUNK * usize::from(MAX_CHUNKS);
+        let pack = |facts: &mut dyn Iterator<Item = &Fact>| {
+            let mut v = vec![];
+            for f in facts {
+                v.extend_from_slice(&(f.bytes().len() as u32).to_be_bytes());
+                v.extend_from_slice(f.bytes());
+            }
+            v
+        };
+        let all = pack(&mut self.roster.facts());
+        if all.len() <= limit {
+            return all;
+        }
+        let mine = self.roster.chain(&self.id, self.unix(now)).unwrap_or_default();
+        let theirs = self.roster.chain(node, self.unix(now)).unwrap_or_default();
+        let chains: Vec<Hash> = mine.iter().chain(&theirs).map(Fact::id).collect();
+        let admin = |f: &Fact| {
+            f.access().is_some()
+                || f.certificate().is_some_and(|c| c.roles.contains(shadowmesh_identity::Roles::ADMIN))
+        };
+        pack(&mut self.roster.facts().filter(|f| admin(f) || chains.contains(&f.id())))
+    }
+}

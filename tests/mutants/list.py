@@ -1,0 +1,60 @@
+"""Named mutants of the core: (name, what it breaks, [(file, find, replace)]). The simulator must catch each."""
+
+P = "shared/proto/src/"
+
+MUTANTS = [
+    ("window-unchecked", "a replayed packet opens again", [
+        (P + "lane.rs", "self.window.check(header.counter)?;", ""),
+    ]),
+    ("window-before-tag", "a forged packet moves the window", [
+        (P + "lane.rs", "        self.window.check(header.counter)?;\n",
+         "        self.window.check(header.counter)?;\n        self.window.accept(header.counter);\n"),
+    ]),
+    ("window-none", "only counters above the highest are taken", [
+        (P + "lane.rs", "if self.next - counter > WINDOW - 64 {", "if true {"),
+    ]),
+    ("counter-reused", "a sending lane repeats a counter", [
+        (P + "lane.rs", "        self.counter += 1;\n        Ok(())",
+         "        self.counter += u64::from(self.counter % 50 != 49);\n        Ok(())"),
+    ]),
+    ("tombstone-ignored", "a revoked member keeps its session", [
+        (P + "node/sync.rs", "if self.roster.is_valid(node, unix).is_err() {", "if false {"),
+        (P + "node/mod.rs", "                (Err(e), Some(p)) if !self.peers[p as usize].sessions.is_empty() => {",
+         "                (Err(e), Some(p)) if false && !self.peers[p as usize].sessions.is_empty() => {"),
+        (P + "node/mod.rs", "*node != self.id && self.roster.is_valid(node, self.roster.newest_admin_fact_time()).is_ok()",
+         "*node != self.id"),
+    ]),
+    ("revocation-not-pushed", "a revocation is kept to oneself", [
+        (P + "node/sync.rs", "if Some(p) != from && self.peers[p as usize].sending.is_some() {",
+         "if false && Some(p) != from {"),
+        (P + "node/sync.rs", "if digest != self.roster.digest() {", "if false && digest != self.roster.digest() {"),
+    ]),
+    ("simopen-own-wins", "each side sends on the session that it began", [
+        (P + "node/session.rs", "{ b.begun_by < a.begun_by } else { true }",
+         "{ newer.role == crate::handshake::Role::Initiator } else { true }"),
+    ]),
+    ("rekey-no-grace", "the old session ends at once", [
+        (P + "node/sessions.rs", "loser.retire_at = Some(now + GRACE);", "loser.retire_at = Some(now);"),
+    ]),
+    ("stale-lane-kept", "the data half never hears of the new session", [
+        (P + "node/sessions.rs", "        self.dirty = true;\n        if first {", "        self.dirty = first;\n        if first {"),
+    ]),
+    ("first-frames-dropped", "frames that wait for a session are forgotten", [
+        (P + "node/sessions.rs", "            self.publish(now);\n            self.flush_queue(now, p);",
+         "            self.publish(now);\n            self.peers[p as usize].queue.clear();"),
+    ]),
+    ("fragments-mixed", "pieces of two frames meet", [
+        (P + "opener.rs", "let key = (peer, header.id);", "let key = (peer, header.id & !1);"),
+    ]),
+    ("path-by-any-packet", "a packet's source moves the path, unproved", [
+        (P + "node/sessions.rs", "        self.heard_from(now, p);\n        let id = plain.session;",
+         "        self.heard_from(now, p);\n        self.peers[p as usize].route = Some(plain.source.route());\n        self.dirty = true;\n        let id = plain.session;"),
+    ]),
+    ("payload-in-clear", "the kind says sealed, the bytes are not", [
+        (P + "lane.rs", "tag.copy_from_slice(&self.key.seal(self.counter, &header, plain));",
+         "let copy = plain.to_vec(); tag.copy_from_slice(&self.key.seal(self.counter, &header, plain)); plain.copy_from_slice(&copy);"),
+    ]),
+    ("strangers-unbounded", "reassembly has no bound in time", [
+        (P + "handshake/fragments.rs", "if !self.entries.contains_key(&key) && self.entries.len() >= self.cap {", "if false {"),
+    ]),
+]
