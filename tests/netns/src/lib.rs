@@ -20,6 +20,7 @@
 
 mod host;
 mod measured;
+mod members;
 mod process;
 mod profile;
 
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 pub use host::{Host, Ping};
 pub use measured::Measured;
+pub use members::{Member, make_network};
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;

@@ -1,0 +1,368 @@
+//! The daemon: opens what only root may, becomes an unprivileged user, runs the networks and answers on the control
+//! socket.
+//!
+//! The order is: configuration and state are read; devices, sockets and the control socket are opened; the directories
+//! are handed over; the user is changed; only then do threads start.
+
+mod control;
+mod network;
+
+use crate::config::Config;
+use crate::engine::{Engine, Setup};
+use crate::logging;
+use crate::paths::Paths;
+use crate::state::{self, State};
+use network::{Network, Wanted};
+use shadowmesh_control::{Exit, NetworkStatus, Problem, Status, rfc3339};
+use shadowmesh_host::clock::Clock;
+use shadowmesh_host::netlink::Netlink;
+use shadowmesh_host::privilege::{self, DropOptions};
+use shadowmesh_host::service::{Notice, notify};
+use shadowmesh_host::store;
+use shadowmesh_identity::Name;
+use std::collections::BTreeMap;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, Notify, mpsc};
+use tracing::{error, info, warn};
+
+/// Addresses are compared with the machine's routes so often, and what does not run is tried again.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The running daemon.
+pub struct Daemon {
+    state: State,
+    paths: Paths,
+    config: RwLock<Config>,
+    networks: Mutex<BTreeMap<Name, Network>>,
+    netlink: Netlink,
+    clock: Clock,
+    since: String,
+    /// Who started it; may change things, too, when that was not root.
+    started_by: u32,
+    ended: mpsc::UnboundedSender<(Name, String)>,
+    stop: Notify,
+}
+
+/// Runs it to its end.
+///
+/// # Errors
+///
+/// [`Problem`], with the exit code.
+pub fn run(paths: Paths) -> Result<(), Problem> {
+    let config = Config::load(&paths.config)?;
+    logging::start(&config.log);
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let started_by = nix::unistd::geteuid();
+    let allowed_root = std::env::var_os("SHADOWMESH_ALLOW_ROOT").is_some_and(|v| v == "1");
+    let become_user = if started_by.is_root() && !allowed_root {
+        Some(privilege::lookup(privilege::USER).map_err(|e| {
+            Problem::new(Exit::NotPermitted, e.to_string()).fix("Make it:  sudo scripts/install")
+        })?)
+    } else {
+        None
+    };
+    let state = State::open(&paths.state)?;
+    remember_operator(&state, started_by.is_root())?;
+    let mut opened = vec![];
+    for name in state.network_names()? {
+        // State that cannot be read ends the start: a network must not seem to be gone.
+        let up = state.network(&name)?.load()?.meta.up;
+        let result =
+            if up { network::open(&state, &config, &name) } else { Err(Problem::failed("it is down")) };
+        match result {
+            Ok((network, setup)) => opened.push((network, Some(setup))),
+            Err(p) if p.exit == Exit::NotPermitted => return Err(p),
+            Err(p) => {
+                if up {
+                    warn!(network = %name, "{}", p.what);
+                }
+                opened.push((Network::failed(&state, &config, &name, p)?, None));
+            }
+        }
+    }
+    let operator = config.operator_uid().or(state.operator()?);
+    let listener = listen(&paths.socket, operator, become_user.map(|u| u.gid))?;
+    if let Some(user) = become_user {
+        store::hand_over(&paths.state, user).map_err(|e| state::problem(&e))?;
+        if let Some(run) = paths.socket.parent() {
+            // So that the socket can be taken away at the end.
+            chown(run, Some(user.uid), Some(user.gid)).map_err(|e| cannot(run, "handed over", &e))?;
+        }
+        privilege::drop_to(DropOptions::default())
+            .map_err(|e| Problem::new(Exit::NotPermitted, e.to_string()))?;
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Problem::failed(format!("the control plane could not start: {e}")))?;
+    runtime.block_on(async move {
+        let (ended, endings) = mpsc::unbounded_channel();
+        let clock = Clock::new();
+        let daemon = Arc::new(Daemon {
+            netlink: Netlink::new().map_err(|e| Problem::failed(e.to_string()))?,
+            since: rfc3339(clock.unix()),
+            networks: Mutex::default(),
+            config: RwLock::new(config),
+            stop: Notify::new(),
+            started_by: started_by.as_raw(),
+            state,
+            paths,
+            clock,
+            ended,
+        });
+        for (network, setup) in opened {
+            daemon.put(network, setup).await;
+        }
+        daemon.serve(listener, endings).await
+    })
+}
+
+/// Who made the network with sudo may change things; the first one is remembered.
+fn remember_operator(state: &State, root: bool) -> Result<(), Problem> {
+    let sudo = std::env::var("SUDO_UID").ok().and_then(|v| v.parse().ok()).filter(|uid| *uid != 0);
+    match sudo {
+        Some(uid) if root && state.operator()?.is_none() => state.set_operator(uid),
+        _ => Ok(()),
+    }
+}
+
+fn cannot(path: &Path, what: &str, error: &std::io::Error) -> Problem {
+    let exit = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Exit::NotPermitted,
+        _ => Exit::Failed,
+    };
+    let p = Problem::new(exit, format!("{} could not be {what}: {error}", path.display()));
+    if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh up") } else { p }
+}
+
+/// The control socket: its owner is the operator, its group may read, others may not even connect.
+fn listen(path: &Path, operator: Option<u32>, group: Option<u32>) -> Result<UnixListener, Problem> {
+    if let Some(directory) = path.parent().filter(|d| !d.exists()) {
+        std::fs::create_dir_all(directory).map_err(|e| cannot(directory, "made", &e))?;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory, mode).map_err(|e| cannot(directory, "opened to others", &e))?;
+    }
+    // The state directory is ours alone, so what lies here was left by a daemon that is gone.
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot(path, "replaced", &e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(|e| cannot(path, "made", &e))?;
+    listener.set_nonblocking(true).map_err(|e| cannot(path, "set up", &e))?;
+    if nix::unistd::geteuid().is_root() {
+        let known = || nix::unistd::Group::from_name(privilege::USER).ok().flatten().map(|g| g.gid.as_raw());
+        chown(path, operator, group.or_else(known)).map_err(|e| cannot(path, "given to its group", &e))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .map_err(|e| cannot(path, "set up", &e))?;
+    Ok(listener)
+}
+
+impl Daemon {
+    /// Adds a network, and starts it when it was opened.
+    async fn put(self: &Arc<Self>, mut network: Network, setup: Option<Setup>) {
+        if let Some(setup) = setup {
+            self.start(&mut network, setup).await;
+        }
+        self.networks.lock().await.insert(network.name.clone(), network);
+    }
+
+    async fn start(&self, network: &mut Network, setup: Setup) {
+        let name = network.name.clone();
+        let (ended, of) = (self.ended.clone(), name.clone());
+        let started = Engine::start(setup, move |why| {
+            let _daemon_ended = ended.send((of, why));
+        });
+        match started {
+            Ok(engine) => network.engine = Some(Arc::new(engine)),
+            Err(e) => {
+                network.failure = Some(Problem::failed(format!("its threads could not be started: {e}")));
+                return;
+            }
+        }
+        self.keep_addresses(network).await;
+        info!(
+            network = %name, interface = %network.config.interface, node = %network.node.short(),
+            listen = ?network.listen, "network is up"
+        );
+    }
+
+    /// Opens a network that is stored, and starts it.
+    async fn open(self: &Arc<Self>, name: &Name) -> Result<(), Problem> {
+        let opened = {
+            let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
+            network::open(&self.state, &config, name)
+        };
+        match opened {
+            Ok((network, setup)) => {
+                self.put(network, Some(setup)).await;
+                Ok(())
+            }
+            Err(p) => {
+                let failed = {
+                    let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
+                    Network::failed(&self.state, &config, name, p.clone())?
+                };
+                self.networks.lock().await.insert(name.clone(), failed);
+                Err(p)
+            }
+        }
+    }
+
+    /// Makes the device's addresses what they should be.
+    async fn keep_addresses(&self, network: &mut Network) {
+        let Some(engine) = network.engine.clone() else { return };
+        let own =
+            engine.call(|i| i.endpoint.node.roster().member(&i.endpoint.node.id()).and_then(|m| m.ipv4));
+        let Ok(ipv4) = own.await else { return };
+        let wanted = Wanted {
+            interface: network.config.interface.clone(),
+            subnet: network.genesis.subnet4,
+            ipv4,
+            ipv6: network.ipv6(),
+            router_advertisements: network.config.accept.router_advertisements,
+        };
+        match network::configure(&self.netlink, &network.name, &wanted).await {
+            Ok((ipv4, warnings)) => {
+                for w in warnings.iter().filter(|w| !network.warnings.contains(w)) {
+                    warn!(network = %network.name, "{w}");
+                }
+                (network.ipv4, network.warnings) = (ipv4, warnings);
+            }
+            Err(p) => {
+                if !network.warnings.contains(&p.what) {
+                    warn!(network = %network.name, "{}", p.what);
+                }
+                network.warnings = vec![p.what];
+            }
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        listener: UnixListener,
+        mut endings: mpsc::UnboundedReceiver<(Name, String)>,
+    ) -> Result<(), Problem> {
+        let listener = tokio::net::UnixListener::from_std(listener)
+            .map_err(|e| Problem::failed(format!("the control socket could not be served: {e}")))?;
+        let server = tokio::spawn(control::serve(self.clone(), listener));
+        let on = |kind| signal(kind).map_err(|e| Problem::failed(format!("signals cannot be taken: {e}")));
+        let (mut terminate, mut interrupt, mut hangup) =
+            (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
+        let _nobody_to_tell = notify(Notice::Ready);
+        info!(version = env!("CARGO_PKG_VERSION"), socket = %self.paths.socket.display(), "ready");
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = self.stop.notified() => break,
+                _ = hangup.recv() => self.reload().await,
+                _ = upkeep.tick() => self.keep_up().await,
+                Some((name, why)) = endings.recv() => {
+                    error!(network = %name, "{why}");
+                    if let Some(n) = self.networks.lock().await.get_mut(&name) {
+                        n.engine = None;
+                        n.failure = Some(Problem::failed(why));
+                    }
+                }
+            }
+        }
+        let _nobody_to_tell = notify(Notice::Stopping);
+        info!("ending");
+        server.abort();
+        let networks = std::mem::take(&mut *self.networks.lock().await);
+        for network in networks.into_values() {
+            if let Some(engine) = network.engine {
+                engine.stop();
+            }
+        }
+        let _gone_with_the_directory = std::fs::remove_file(&self.paths.socket);
+        Ok(())
+    }
+
+    /// Addresses follow the routes; what should run and does not is tried again.
+    async fn keep_up(self: &Arc<Self>) {
+        let mut again = vec![];
+        for network in self.networks.lock().await.values_mut() {
+            if network.engine.is_some() {
+                self.keep_addresses(network).await;
+            } else if network.meta.up {
+                again.push((network.name.clone(), network.failure.as_ref().map(|p| p.what.clone())));
+            }
+        }
+        for (name, before) in again {
+            match self.open(&name).await {
+                Err(p) if before.as_ref() != Some(&p.what) => warn!(network = %name, "{}", p.what),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes up a changed configuration, as far as that is possible without dropping sessions.
+    async fn reload(&self) {
+        let _nobody_to_tell = notify(Notice::Reloading);
+        match Config::load(&self.paths.config) {
+            Ok(new) => {
+                let mut old = self.config.write().unwrap_or_else(PoisonError::into_inner);
+                for key in old.differences(&new) {
+                    if LIVE.contains(&key.as_str()) {
+                        info!("`{key}` has changed");
+                    } else {
+                        warn!(
+                            "`{key}` has changed; it is taken when the daemon starts: shadowmesh down, then up"
+                        );
+                    }
+                }
+                logging::set_level(new.log.level);
+                *old = new;
+                info!("configuration read");
+            }
+            Err(p) => error!("the configuration stays as it was: {}", p.what),
+        }
+        let _nobody_to_tell = notify(Notice::Ready);
+    }
+
+    /// What `status` shows.
+    async fn status(&self) -> Status {
+        let mut asked = vec![];
+        for network in self.networks.lock().await.values() {
+            asked.push((network.resting(), network.engine.clone()));
+        }
+        let mut networks = vec![];
+        for (resting, engine) in asked {
+            networks.push(show(resting, engine).await);
+        }
+        Status {
+            schema: "shadowmesh/status/1".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            since: self.since.clone(),
+            networks,
+        }
+    }
+
+    fn operator(&self) -> Option<u32> {
+        let configured = self.config.read().unwrap_or_else(PoisonError::into_inner).operator_uid();
+        configured.or_else(|| self.state.operator().ok().flatten())
+    }
+}
+
+/// Keys whose change is taken without a restart.
+const LIVE: [&str; 3] = ["name", "operator", "log.level"];
+
+async fn show(resting: NetworkStatus, engine: Option<Arc<Engine>>) -> NetworkStatus {
+    let Some(engine) = engine else { return resting };
+    let kept = resting.clone();
+    match engine.call(move |inside| network::fill(resting, inside)).await {
+        Ok(status) => status,
+        Err(e) => NetworkStatus { problems: vec![e.to_string()], ..kept },
+    }
+}

@@ -1,0 +1,428 @@
+//! One network of the daemon: its device and sockets, its addresses, what is shown of it.
+
+use crate::config::{self, Config, PeerName};
+use crate::engine::{Engine, Inside, PATH_MTU, Setup};
+use crate::state::{self, Meta, NetworkState, State};
+use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, rfc3339};
+use shadowmesh_crypto::aead::Suite;
+use shadowmesh_crypto::{Hash, Secret};
+use shadowmesh_host::netlink::{self, Netlink, NetlinkError};
+use shadowmesh_host::tap::{Tap, TapError, TapOptions};
+use shadowmesh_host::udp::{Udp, UdpError};
+use shadowmesh_identity::fact::Roles;
+use shadowmesh_identity::{Fact, Genesis, Name, NetworkId, NodeId};
+use shadowmesh_proto::{NodeConfig, Route, Time};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Frames that wait in the kernel for us.
+const TXQUEUELEN: u32 = 64;
+
+/// A network, opened or not.
+pub struct Network {
+    /// Its name here.
+    pub name: Name,
+    /// Its files.
+    pub files: NetworkState,
+    /// What is neither fact nor secret.
+    pub meta: Meta,
+    /// What it is.
+    pub genesis: Genesis,
+    /// This node in it.
+    pub node: NodeId,
+    /// What the configuration says.
+    pub config: config::Network,
+    /// What runs, if it does.
+    pub engine: Option<Arc<Engine>>,
+    /// Where UDP is listened.
+    pub listen: Vec<SocketAddr>,
+    /// Why it does not run.
+    pub failure: Option<Problem>,
+    /// What is wrong although it runs: overlaps, IPv6 switched off.
+    pub warnings: Vec<String>,
+    /// The IPv4 address on the device.
+    pub ipv4: Option<Ipv4Addr>,
+}
+
+/// Opens device and sockets of a network. Nothing runs yet.
+pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Setup), Problem> {
+    let files = state.network(name)?;
+    let saved = files.load()?;
+    let (genesis, mut meta) = (saved.genesis, saved.meta);
+    let id = genesis.id();
+    let seed = state.seed()?.ok_or_else(|| {
+        Problem::failed("the master seed is missing; without it this node has no identity")
+            .fix("Restore it:  shadowmesh identity restore")
+    })?;
+    let identity = seed
+        .identity_key(&id, meta.incarnation)
+        .map_err(|e| Problem::failed(format!("the identity could not be made: {e}")))?;
+    let node = NodeId::of(identity.public());
+    let wanted = config.network(name);
+    let udp = bind(config, &mut meta)?;
+    files.save_meta(&meta).map_err(|e| state::problem(&e))?;
+    let options =
+        TapOptions { mtu: wanted.mtu, mac: node.mac(), vnet: false, queues: 1, txqueuelen: TXQUEUELEN };
+    let tap = Tap::open(&wanted.interface, options).map_err(|e| {
+        let exit = if matches!(e, TapError::NoPrivilege) { Exit::NotPermitted } else { Exit::Failed };
+        let p = Problem::new(exit, e.to_string());
+        if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh up") } else { p }
+    })?;
+    let endpoints = endpoints(&wanted, &id, &saved.facts, node);
+    let node_config = NodeConfig {
+        genesis: genesis.clone(),
+        identity: Arc::new(identity),
+        facts: saved.facts,
+        keys: saved.keys,
+        suites: config.crypto.preferred(),
+        mtu: wanted.mtu.into(),
+        path_mtu: PATH_MTU,
+        rekey: config.crypto.rekey,
+        rekey_both: false,
+        endpoints,
+        data_threads: 1,
+        seed: *Secret::<32>::random().expose(),
+    };
+    let listen = udp.local_addrs();
+    let network = Network {
+        name: name.clone(),
+        files: files.clone(),
+        meta,
+        genesis,
+        node,
+        config: wanted,
+        engine: None,
+        listen,
+        failure: None,
+        warnings: vec![],
+        ipv4: None,
+    };
+    Ok((network, Setup { node: node_config, tap, udp, files }))
+}
+
+/// The sockets. A port that was chosen once is asked for again, so that what routers and peers learnt stays true.
+fn bind(config: &Config, meta: &mut Meta) -> Result<Udp, Problem> {
+    let chosen = config.listen.iter().any(|a| a.port() == 0);
+    let with = |port: u16| {
+        let one = |a: &SocketAddr| SocketAddr::new(a.ip(), if a.port() == 0 { port } else { a.port() });
+        config.listen.iter().map(one).collect::<Vec<_>>()
+    };
+    let kept = if chosen && meta.port != 0 { Some(Udp::bind(&without_ipv6(with(meta.port)))) } else { None };
+    let bound = match kept {
+        Some(Ok(udp)) => Ok(udp),
+        Some(Err(UdpError::InUse(_))) | None => Udp::bind(&with(0)),
+        Some(Err(e)) => Err(e),
+    };
+    let udp = bound.map_err(|e| {
+        let p = Problem::failed(e.to_string());
+        match e {
+            UdpError::InUse(_) => {
+                p.fix("Choose another port in `listen`, or 0 for any; each network needs its own.")
+            }
+            _ => p,
+        }
+    })?;
+    if chosen {
+        meta.port = udp.local_addrs().first().map_or(0, SocketAddr::port);
+    }
+    Ok(udp)
+}
+
+/// `[::]` is left out where the machine has no IPv6.
+fn without_ipv6(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let has_v6 = std::fs::exists("/proc/net/if_inet6").unwrap_or(false);
+    if has_v6 || addresses.len() < 2 {
+        return addresses;
+    }
+    addresses.into_iter().filter(|a| a.is_ipv4() || !a.ip().is_unspecified()).collect()
+}
+
+/// Known addresses of peers by NodeId; names are those of the certificates at hand.
+fn endpoints(
+    config: &config::Network,
+    network: &NetworkId,
+    facts: &[Vec<u8>],
+    own: NodeId,
+) -> HashMap<NodeId, SocketAddr> {
+    let certificates: Vec<(NodeId, Name)> = facts
+        .iter()
+        .filter_map(|f| Fact::parse(f).ok())
+        .filter(|f| f.network() == *network && f.subject() != own)
+        .filter_map(|f| Some((f.subject(), f.certificate()?.name.clone())))
+        .collect();
+    let mut known = HashMap::new();
+    for (peer, addresses) in &config.peers {
+        let Some(address) = addresses.first() else { continue };
+        match peer {
+            PeerName::Node(node) => {
+                known.insert(*node, *address);
+            }
+            PeerName::Name(name) => {
+                let of_that_name = certificates.iter().filter(|(_, n)| n == name);
+                known.extend(of_that_name.map(|(node, _)| (*node, *address)));
+            }
+        }
+    }
+    known
+}
+
+impl Network {
+    /// A network that could not be opened.
+    pub fn failed(state: &State, config: &Config, name: &Name, failure: Problem) -> Result<Self, Problem> {
+        let files = state.network(name)?;
+        let saved = files.load()?;
+        let seed = state.seed()?;
+        let identity = seed.and_then(|s| s.identity_key(&saved.genesis.id(), saved.meta.incarnation).ok());
+        let node = identity.map_or(NodeId([0; 32]), |i| NodeId::of(i.public()));
+        Ok(Network {
+            name: name.clone(),
+            files,
+            meta: saved.meta,
+            genesis: saved.genesis,
+            node,
+            config: config.network(name),
+            engine: None,
+            listen: vec![],
+            failure: Some(failure),
+            warnings: vec![],
+            ipv4: None,
+        })
+    }
+
+    /// This node's IPv6 address.
+    pub fn ipv6(&self) -> Ipv6Addr {
+        self.node.ipv6(&self.genesis.id())
+    }
+
+    /// What to show while nothing runs.
+    pub fn resting(&self) -> NetworkStatus {
+        let mut problems: Vec<String> = self.failure.iter().map(|p| p.what.clone()).collect();
+        problems.extend(self.warnings.iter().cloned());
+        NetworkStatus {
+            name: self.name.to_string(),
+            id: self.genesis.id().to_string(),
+            up: false,
+            problems,
+            interface: self.config.interface.clone(),
+            mtu: self.config.mtu.into(),
+            device: self.meta.device.clone(),
+            node: self.node.to_string(),
+            roles: String::new(),
+            ipv4: self.ipv4.map(|a| a.to_string()),
+            subnet4: format!("{}/{}", self.genesis.subnet4.0, self.genesis.subnet4.1),
+            ipv6: self.ipv6().to_string(),
+            certificate_ends: None,
+            listen: self.listen.iter().map(ToString::to_string).collect(),
+            relays: vec![],
+            peers: vec![],
+            drops: Default::default(),
+        }
+    }
+}
+
+/// Words for roles.
+pub fn roles(roles: Roles) -> String {
+    let all =
+        [(Roles::ADMIN, "admin"), (Roles::MEMBER, "member"), (Roles::RELAY, "relay"), (Roles::EXIT, "exit")];
+    let named: Vec<_> = all.iter().filter(|(r, _)| roles.contains(*r)).map(|(_, n)| *n).collect();
+    named.join(", ")
+}
+
+/// Fills in what only the engine's thread knows.
+pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus {
+    let (endpoint, now, unix) = (&*inside.endpoint, inside.now, inside.unix);
+    let node = &endpoint.node;
+    status.up = true;
+    status.problems.extend(inside.trouble.map(str::to_owned));
+    if let Err(e) = node.roster().is_valid(&node.id(), node.unix(now)) {
+        status.problems.push(format!("this node is not accepted here: {e}"));
+    }
+    if let Some(own) = node.roster().member(&node.id()) {
+        status.roles = roles(own.roles());
+        status.device = own.name().to_owned();
+        status.certificate_ends = Some(rfc3339(own.certificate.not_after));
+    }
+    let places: Vec<_> = node.relay_status();
+    let ago = |t: Time| now.since(t).as_secs_f64();
+    for p in node.peer_status() {
+        let Some(member) = node.roster().member(&p.node) else { continue };
+        let (path, via) = match p.route {
+            Some(Route::Udp(address)) => ("direct", Some(address.to_string())),
+            Some(Route::Relay { relay, .. }) => {
+                ("relay", places.get(relay as usize).map(|r| r.place.to_string()))
+            }
+            None => ("none", None),
+        };
+        let suite = p.suite.map(|s| match s {
+            Suite::Aes256Gcm => "ML-KEM-1024+X25519, AES",
+            Suite::ChaCha20Poly1305 => "ML-KEM-1024+X25519, ChaCha",
+        });
+        let traffic = node.peer_id(&p.node).map(|id| endpoint.traffic(id)).unwrap_or_default();
+        status.peers.push(PeerStatus {
+            name: member.name().to_owned(),
+            node: p.node.to_string(),
+            roles: roles(member.roles()),
+            ipv4: member.ipv4.map(|a| a.to_string()),
+            ipv6: member.ipv6.to_string(),
+            path: path.into(),
+            via,
+            rtt: p.rtt.map(|r| r.as_secs_f64()),
+            loss: p.loss,
+            mtu: p.mtu as u32,
+            secured: suite.map(str::to_owned),
+            secured_ago: p.keyed.map(ago),
+            heard_ago: p.last_rx.map(ago),
+            clock_ahead: p.skew,
+            sent: traffic.0,
+            received: traffic.1,
+        });
+    }
+    status.peers.sort_by(|a, b| a.name.cmp(&b.name));
+    status.relays = places
+        .into_iter()
+        .map(|r| RelayStatus {
+            relay: r.relay.to_string(),
+            place: r.place.to_string(),
+            up: r.up,
+            rtt: r.rtt.map(|d| d.as_secs_f64()),
+            address: r.address.map(|a| a.to_string()),
+        })
+        .collect();
+    let mut drops = endpoint.drops();
+    drops.add(inside.drops);
+    status.drops = drops.nonzero().map(|(reason, n)| (reason.label().to_owned(), n)).collect();
+    let _clock = unix;
+    status
+}
+
+/// Finds a member by name, overlay address, NodeId or the beginning of one.
+pub fn find_peer(inside: &Inside<'_>, text: &str) -> Option<NodeId> {
+    let roster = inside.endpoint.node.roster();
+    if let Some(m) = roster.by_name(text) {
+        return Some(m.id);
+    }
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(a)) => return roster.by_ipv4(a).map(|m| m.id),
+        Ok(IpAddr::V6(a)) => return roster.members().find(|m| m.ipv6 == a).map(|m| m.id),
+        Err(_) => {}
+    }
+    if let Ok(id) = text.parse::<NodeId>() {
+        return roster.member(&id).map(|m| m.id);
+    }
+    // What `short` prints; not less, that it stays one.
+    let mut found =
+        roster.members().map(|m| m.id).filter(|id| text.len() >= 19 && id.to_string().starts_with(text));
+    found.next().filter(|_| found.next().is_none())
+}
+
+/// A hash from its hexadecimal form.
+pub fn hash_from_hex(text: &str) -> Option<Hash> {
+    let digit = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
+    let bytes: Option<Vec<u8>> =
+        text.as_bytes().chunks(2).map(|c| Some(digit(*c.first()?)? << 4 | digit(*c.get(1)?)?)).collect();
+    bytes?.try_into().ok()
+}
+
+/// What the device is to have, compared with what it has: addresses come and go with the routes of this machine.
+pub struct Wanted {
+    /// The device.
+    pub interface: String,
+    /// The IPv4 subnet.
+    pub subnet: (Ipv4Addr, u8),
+    /// This node's address in it, if it has one.
+    pub ipv4: Option<Ipv4Addr>,
+    /// This node's IPv6 address.
+    pub ipv6: Ipv6Addr,
+    /// Members' router advertisements are taken.
+    pub router_advertisements: bool,
+}
+
+/// Sets the device up, or right again. Gives the IPv4 address that it has now, and what a person should know.
+pub async fn configure(
+    netlink: &Netlink,
+    network: &Name,
+    wanted: &Wanted,
+) -> Result<(Option<Ipv4Addr>, Vec<String>), Problem> {
+    let failed = |e: NetlinkError| {
+        let exit = if matches!(e, NetlinkError::NoPrivilege(_)) { Exit::NotPermitted } else { Exit::Failed };
+        Problem::new(exit, e.to_string())
+    };
+    let mut warnings = vec![];
+    let interface = wanted.interface.as_str();
+    let autoconf = if wanted.router_advertisements {
+        netlink::enable_ipv6_autoconf(interface)
+    } else {
+        netlink::disable_ipv6_autoconf(interface)
+    };
+    match autoconf {
+        Ok(()) | Err(NetlinkError::NoIpv6(_)) => {}
+        Err(e) => return Err(failed(e)),
+    }
+    if !netlink.link_state(interface).await.map_err(failed)?.up {
+        netlink.set_up(interface).await.map_err(failed)?;
+    }
+    match netlink.add_address(interface, wanted.ipv6.into(), 64).await {
+        Ok(()) => {}
+        Err(e @ NetlinkError::NoIpv6(_)) => {
+            warnings.push(format!("{e}, so \"{network}\" is up on IPv4 alone here."))
+        }
+        Err(e) => return Err(failed(e)),
+    }
+    let (subnet, len) = wanted.subnet;
+    let routes = netlink.local_routes_v4().await.map_err(failed)?;
+    let other =
+        routes.iter().find(|r| r.interface != interface && overlaps((r.network, r.prefix), (subnet, len)));
+    let mut ipv4 = wanted.ipv4;
+    if let (Some(route), Some(_)) = (other, ipv4) {
+        ipv4 = None;
+        warnings.push(format!(
+            "{subnet}/{len} overlaps {} ({}/{}) on this machine, so \"{network}\" is up on IPv6 alone here. IPv4 comes \
+             back by itself when that network changes.",
+            if route.interface.is_empty() { "a route" } else { &route.interface },
+            route.network,
+            route.prefix
+        ));
+    }
+    for address in netlink.addresses(interface).await.map_err(failed)? {
+        let IpAddr::V4(old) = address.ip else { continue };
+        let inside = overlaps((old, 32), (subnet, len)) || ipv4.is_none();
+        if Some(old) != ipv4 && inside {
+            netlink.remove_address(interface, address.ip).await.map_err(failed)?;
+        }
+    }
+    if let Some(a) = ipv4 {
+        netlink.add_address(interface, a.into(), len).await.map_err(failed)?;
+    }
+    Ok((ipv4, warnings))
+}
+
+/// Whether one IPv4 network holds the other, or is it.
+pub fn overlaps(a: (Ipv4Addr, u8), b: (Ipv4Addr, u8)) -> bool {
+    let len = u32::from(a.1.min(b.1).min(32));
+    let mask = u32::MAX.checked_shl(32 - len).unwrap_or(0);
+    (a.0.to_bits() ^ b.0.to_bits()) & mask == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_overlap_when_one_holds_the_other() {
+        let net = |t: &str, n| (t.parse().unwrap(), n);
+        assert!(overlaps(net("10.83.0.0", 16), net("10.83.4.0", 24)));
+        assert!(overlaps(net("10.0.0.0", 8), net("10.83.4.0", 24)));
+        assert!(!overlaps(net("10.83.0.0", 16), net("10.84.0.0", 16)));
+        assert!(overlaps(net("0.0.0.0", 0), net("10.84.0.0", 16)));
+        assert!(!overlaps(net("10.0.0.1", 32), net("10.0.0.2", 32)));
+    }
+
+    #[test]
+    fn hex_is_a_hash_or_nothing() {
+        assert_eq!(hash_from_hex(&"ab".repeat(32)), Some([0xAB; 32]));
+        for bad in ["", "zz", &"ab".repeat(31), &format!("{}a", "ab".repeat(31)), &"é".repeat(32)] {
+            assert_eq!(hash_from_hex(bad), None);
+        }
+    }
+}

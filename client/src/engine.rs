@@ -1,0 +1,620 @@
+//! The packet loop of one network: a plain thread that owns the device, the sockets and the [`Endpoint`].
+//!
+//! It sleeps on the device, the sockets and a waker. Signatures are checked on a second thread, names are resolved on
+//! threads that end with their answer. The order of draining is the node's contract: keys are installed by the endpoint;
+//! then events (what must be stored is stored), frames into the device, datagrams into the sockets, jobs to the worker.
+
+use crate::state::NetworkState;
+use shadowmesh_host::clock::Clock;
+use shadowmesh_host::tap::{self, Tap};
+use shadowmesh_host::udp::{BATCH, RecvBatch, SendStop, Udp};
+use shadowmesh_host::wake::{Interest, Poller, Waker};
+use shadowmesh_identity::NodeId;
+use shadowmesh_proto::batch::Drops;
+use shadowmesh_proto::handshake::Source;
+use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work, WorkDone};
+use shadowmesh_wire::DropReason;
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+/// Frames that are longer than the MTU by this: Ethernet header and a VLAN tag.
+const FRAME_OVERHEAD: usize = 18;
+/// Largest datagram before a path is probed, IP and UDP header not counted: fits 1280 bytes of IPv6 with a relay header.
+pub const PATH_MTU: usize = 1200;
+/// Datagrams that wait for the sockets at most; then new ones are dropped.
+const MAX_WAITING: usize = 512;
+/// Commands that wait at most.
+const COMMANDS: usize = 64;
+/// Jobs that wait for the worker at most; then they are done here.
+const JOBS: usize = 256;
+/// The system's buffers are full: try again that much later.
+const BUFFERS_FULL: Duration = Duration::from_millis(1);
+/// The wall clock is looked at so often, and what could not be stored or resolved is tried again.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What a network is run with.
+pub struct Setup {
+    /// The node's own.
+    pub node: NodeConfig,
+    /// The device.
+    pub tap: Tap,
+    /// The sockets.
+    pub udp: Udp,
+    /// Where state is kept.
+    pub files: NetworkState,
+}
+
+/// An answer to a ping.
+#[derive(Debug, Clone)]
+pub struct Pong {
+    /// As asked.
+    pub id: u64,
+    /// Round trip.
+    pub rtt: Duration,
+    /// How it came.
+    pub source: Source,
+}
+
+/// What a call on the engine's thread may touch.
+pub struct Inside<'a> {
+    /// Node and data half.
+    pub endpoint: &'a mut Endpoint,
+    /// Now.
+    pub now: Time,
+    /// The clock, Unix seconds.
+    pub unix: u64,
+    /// Drops that the driver counts.
+    pub drops: &'a Drops,
+    /// What went wrong lately: storing, mostly.
+    pub trouble: Option<&'a str>,
+    pongs: &'a mut HashMap<u64, mpsc::Sender<Pong>>,
+    next_ping: &'a mut u64,
+}
+
+impl Inside<'_> {
+    /// Asks a peer; the answer comes by `to`. Gives the ping's id; `None`: no such peer.
+    pub fn ping(&mut self, peer: &NodeId, to: mpsc::Sender<Pong>) -> Option<u64> {
+        *self.next_ping += 1;
+        let id = *self.next_ping;
+        // Whoever asked and went away is forgotten here.
+        self.pongs.retain(|_, s| !s.is_closed());
+        if !self.endpoint.node.ping(self.now, peer, id) {
+            return None;
+        }
+        self.pongs.insert(id, to);
+        Some(id)
+    }
+}
+
+type Call = Box<dyn FnOnce(&mut Inside<'_>) + Send>;
+
+enum Command {
+    Call(Call),
+    Shutdown,
+}
+
+/// Something that a helper thread found out.
+enum Found {
+    Work(WorkDone),
+    Address { relay: u32, host: String, port: u16, address: Option<SocketAddr> },
+}
+
+/// A running network.
+pub struct Engine {
+    commands: SyncSender<Command>,
+    waker: Waker,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The engine has ended, or is overwhelmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the network's packet loop does not answer")]
+pub struct Gone;
+
+impl Engine {
+    /// Starts the threads. `ended` is told why, when the loop ends by itself: the device was deleted, mostly.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn start(setup: Setup, ended: impl FnOnce(String) + Send + 'static) -> io::Result<Engine> {
+        let waker = Waker::new()?;
+        let (commands, inbox) = sync_channel(COMMANDS);
+        let (found, findings) = sync_channel(JOBS * 2);
+        let (jobs, work) = sync_channel::<Work>(JOBS);
+        let name = setup.files.name().to_string();
+        std::thread::Builder::new().name(format!("sm-work-{name}")).spawn({
+            let (found, waker) = (found.clone(), waker.clone());
+            move || {
+                // Ends when the loop's end of the channel goes.
+                while let Ok(job) = work.recv() {
+                    if found.send(Found::Work(job.run())).is_err() {
+                        break;
+                    }
+                    waker.wake();
+                }
+            }
+        })?;
+        let thread = std::thread::Builder::new().name(format!("sm-{name}")).spawn({
+            let waker = waker.clone();
+            move || {
+                let mut engine = Loop::new(setup, waker, inbox, found, findings, jobs);
+                match engine.run() {
+                    Ok(()) => debug!(network = %name, "the packet loop has ended"),
+                    Err(e) => ended(e.to_string()),
+                }
+            }
+        })?;
+        Ok(Engine { commands, waker, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Runs a function on the engine's thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`].
+    pub async fn call<R: Send + 'static>(
+        &self,
+        function: impl FnOnce(&mut Inside<'_>) -> R + Send + 'static,
+    ) -> Result<R, Gone> {
+        let (reply, answer) = oneshot::channel();
+        let call: Call = Box::new(move |inside| {
+            let _asker_went_away = reply.send(function(inside));
+        });
+        self.commands.try_send(Command::Call(call)).map_err(|_| Gone)?;
+        self.waker.wake();
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Says goodbye to the peers, stores what is to be stored, ends.
+    pub fn stop(&self) {
+        // A loop that has ended needs no order; one that is overwhelmed gets it when there is room.
+        let _ended = self.commands.send(Command::Shutdown);
+        self.waker.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// Datagrams that wait for a socket, in one piece of memory.
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    list: Vec<(SocketAddr, Range<usize>)>,
+}
+
+impl Outbox {
+    fn push(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(datagram);
+        self.list.push((to, start..self.bytes.len()));
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.list.clear();
+    }
+}
+
+struct Loop {
+    endpoint: Endpoint,
+    clock: Clock,
+    tap: Tap,
+    udp: Udp,
+    files: NetworkState,
+    waker: Waker,
+    inbox: Receiver<Command>,
+    found: SyncSender<Found>,
+    findings: Receiver<Found>,
+    jobs: SyncSender<Work>,
+    out: Outbox,
+    /// Where the sockets stopped taking.
+    stopped: Option<SendStop>,
+    drops: Drops,
+    pongs: HashMap<u64, mpsc::Sender<Pong>>,
+    next_ping: u64,
+    unsaved_facts: bool,
+    unsaved_keys: bool,
+    trouble: Option<String>,
+    /// Names that did not resolve.
+    unresolved: Vec<(u32, String, u16)>,
+    upkeep: Time,
+    frame: usize,
+    ending: bool,
+}
+
+impl Loop {
+    fn new(
+        setup: Setup,
+        waker: Waker,
+        inbox: Receiver<Command>,
+        found: SyncSender<Found>,
+        findings: Receiver<Found>,
+        jobs: SyncSender<Work>,
+    ) -> Self {
+        let clock = Clock::new();
+        let frame = setup.node.mtu + FRAME_OVERHEAD;
+        let mut fragment = [0; 4];
+        fragment.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
+        let node = Node::new(setup.node, Time(0), clock.unix());
+        Loop {
+            endpoint: Endpoint::new(node, frame, u32::from_be_bytes(fragment)),
+            clock,
+            tap: setup.tap,
+            udp: setup.udp,
+            files: setup.files,
+            waker,
+            inbox,
+            found,
+            findings,
+            jobs,
+            out: Outbox::default(),
+            stopped: None,
+            drops: Drops::default(),
+            pongs: HashMap::new(),
+            next_ping: 0,
+            unsaved_facts: false,
+            unsaved_keys: false,
+            trouble: None,
+            unresolved: vec![],
+            upkeep: Time(0),
+            frame,
+            ending: false,
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let mut poller = Poller::new();
+        let mut received = RecvBatch::new(BATCH, 2048);
+        self.endpoint.settle(self.now());
+        self.drain();
+        while !self.ending {
+            let now = self.now();
+            let mut timeout = self.upkeep.since(now);
+            if let Some(at) = self.endpoint.deadline() {
+                timeout = timeout.min(at.since(now));
+            }
+            let held = self.stopped.is_some();
+            if self.stopped == Some(SendStop::NoBuffers) {
+                timeout = timeout.min(BUFFERS_FULL);
+            }
+            let mut fds = vec![(std::os::fd::AsFd::as_fd(&self.waker), Interest::Read)];
+            let wait_to_write = self.stopped == Some(SendStop::WouldBlock);
+            let interest = if wait_to_write { Interest::ReadWrite } else { Interest::Read };
+            fds.extend(self.udp.fds().map(|fd| (fd, interest)));
+            // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
+            if !held {
+                fds.push((std::os::fd::AsFd::as_fd(&self.tap), Interest::Read));
+            }
+            let count = fds.len();
+            let ready = poller.wait(&fds, Some(timeout))?;
+            drop(fds);
+
+            if held {
+                self.flush();
+            }
+            if ready.readable(0) {
+                self.waker.clear();
+                self.findings();
+                self.commands();
+            }
+            if (1..count).any(|i| ready.readable(i)) || held {
+                self.receive(&mut received)?;
+            }
+            if !held && ready.readable(count - 1) {
+                self.read_device()?;
+            }
+            let now = self.now();
+            if self.endpoint.deadline().is_some_and(|at| at <= now) {
+                self.endpoint.handle_timeout(now);
+                self.drain();
+            }
+            if now >= self.upkeep {
+                self.upkeep = now + UPKEEP;
+                self.keep_up(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// What has arrived, at most a few batches, so that nothing else waits long.
+    fn receive(&mut self, received: &mut RecvBatch) -> io::Result<()> {
+        for _ in 0..4 {
+            if self.udp.recv_batch(received)? == 0 {
+                break;
+            }
+            let now = self.now();
+            for (from, datagram) in received.iter() {
+                self.endpoint.rx().push(from, datagram);
+            }
+            let (tap, drops) = (&self.tap, &mut self.drops);
+            let mut gone = None;
+            self.endpoint.open(now, |frame, _| gone = write_frame(tap, frame, drops).err().or(gone.take()));
+            self.drain();
+            if let Some(e) = gone {
+                return Err(e);
+            }
+            if received.len() < received.capacity() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames of the device, straight into the batch's slots.
+    fn read_device(&mut self) -> io::Result<()> {
+        for _ in 0..4 {
+            let mut more = true;
+            let mut error = None;
+            let batch = self.endpoint.tx();
+            while more {
+                let Some(slot) = batch.reserve() else { break };
+                match self.tap.recv(slot) {
+                    Ok(len) if len > 0 && len <= self.frame => batch.commit(len, None),
+                    Ok(_) => self.drops.count(DropReason::BadFrame),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => {
+                        more = false;
+                        // The interface may be down for a while; only a device that is gone ends the loop.
+                        error = tap::vanished(&e).then(|| device_gone(&self.tap));
+                    }
+                }
+            }
+            if batch.is_empty() {
+                return error.map_or(Ok(()), Err);
+            }
+            let now = self.now();
+            let out = &mut self.out;
+            self.endpoint.seal(now, |to, datagram| out.push(to, datagram));
+            self.flush();
+            self.drain();
+            if let Some(e) = error {
+                return Err(e);
+            }
+            if !more || self.stopped.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Events, frames, datagrams, jobs, in this order; again while jobs have to be done here.
+    fn drain(&mut self) {
+        while self.drain_once() {}
+    }
+
+    fn drain_once(&mut self) -> bool {
+        let (mut save_facts, mut save_keys) = (false, false);
+        while let Some(event) = self.endpoint.poll_event() {
+            match event {
+                Event::SaveRoster => save_facts = true,
+                Event::SaveKeys => save_keys = true,
+                other => self.tell(other),
+            }
+        }
+        if save_facts || save_keys {
+            self.unsaved_facts |= save_facts;
+            self.unsaved_keys |= save_keys;
+            self.save();
+        }
+        while let Some((frame, _)) = self.endpoint.poll_frame() {
+            if let Err(e) = write_frame(&self.tap, &frame, &mut self.drops) {
+                debug!("{e}");
+            }
+        }
+        let unsaved = self.unsaved_facts || self.unsaved_keys;
+        while let Some((to, datagram)) = self.endpoint.poll_transmit() {
+            if unsaved {
+                // What is not durable must not be told. All of this is sent again by its own timers.
+                self.drops.count(DropReason::QueueFull);
+            } else {
+                self.out.push(to, &datagram);
+            }
+        }
+        self.flush();
+        let mut again = false;
+        while let Some(job) = self.endpoint.poll_work() {
+            match self.jobs.try_send(job) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
+                    let now = self.now();
+                    self.endpoint.handle_work(now, job.run());
+                    again = true;
+                }
+            }
+        }
+        again
+    }
+
+    /// Stores what has changed; durable when it returns, or noted to be tried again.
+    fn save(&mut self) {
+        let node = &self.endpoint.node;
+        let mut result = Ok(());
+        if self.unsaved_keys {
+            result = self.files.save_keys(&node.own_keys());
+            self.unsaved_keys = result.is_err();
+        }
+        if self.unsaved_facts && result.is_ok() {
+            result = self.files.save_facts(node.facts());
+            self.unsaved_facts = result.is_err();
+        }
+        match result {
+            Ok(()) => self.trouble = None,
+            Err(e) => {
+                let text = e.to_string();
+                if self.trouble.as_deref() != Some(&text) {
+                    warn!(network = %self.files.name(), "{text}");
+                }
+                self.trouble = Some(text);
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let network = self.files.name();
+        match event {
+            Event::SaveRoster | Event::SaveKeys => {}
+            Event::Resolve { relay, host, port } => self.resolve(relay, host, port),
+            Event::PeerUp(peer, _) => info!(%network, peer = %self.name_of(&peer), "peer is up"),
+            Event::PeerDown(peer, why) => info!(%network, peer = %self.name_of(&peer), why, "peer is down"),
+            Event::Pong { peer: _, id, rtt, source } => {
+                if let Some(to) = self.pongs.remove(&id) {
+                    let _asker_went_away = to.try_send(Pong { id, rtt, source });
+                }
+            }
+            Event::RelayUp(relay) => info!(%network, relay = %relay.short(), "relay is up"),
+            Event::RelayDown(relay) => warn!(%network, relay = %relay.short(), "relay is down"),
+            Event::Revoked(peer) => info!(%network, peer = %self.name_of(&peer), "member was revoked"),
+            Event::SelfRevoked => warn!(%network, "this node was revoked; it is no member any more"),
+        }
+    }
+
+    fn name_of(&self, node: &NodeId) -> String {
+        self.endpoint.node.roster().member(node).map_or_else(|| node.short(), |m| m.name().to_owned())
+    }
+
+    /// Looks a relay's name up on a thread of its own: that may take half a minute.
+    fn resolve(&mut self, relay: u32, host: String, port: u16) {
+        let (found, waker) = (self.found.clone(), self.waker.clone());
+        let (v4, v6) = (self.reaches(false), self.reaches(true));
+        let asked = (relay, host.clone(), port);
+        let thread = std::thread::Builder::new().name("sm-resolve".into()).spawn(move || {
+            let addresses = (host.as_str(), port).to_socket_addrs().into_iter().flatten();
+            let address = addresses.into_iter().find(|a| if a.is_ipv4() { v4 } else { v6 });
+            let _loop_ended = found.send(Found::Address { relay, host, port, address });
+            waker.wake();
+        });
+        if thread.is_err() {
+            self.unresolved.push(asked);
+        }
+    }
+
+    fn reaches(&self, v6: bool) -> bool {
+        let any = if v6 { SocketAddr::from(([0u8; 16], 1)) } else { SocketAddr::from(([0u8; 4], 1)) };
+        self.udp.reaches(&any)
+    }
+
+    fn findings(&mut self) {
+        while let Ok(found) = self.findings.try_recv() {
+            let now = self.now();
+            match found {
+                Found::Work(done) => self.endpoint.handle_work(now, done),
+                Found::Address { relay, address: Some(address), .. } => {
+                    self.endpoint.node.set_relay_address(now, relay, address);
+                    self.endpoint.settle(now);
+                }
+                Found::Address { relay, host, port, address: None } => {
+                    debug!(host, "the relay's name has no address now");
+                    self.unresolved.push((relay, host, port));
+                }
+            }
+            self.drain();
+        }
+    }
+
+    fn commands(&mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Call(call)) => {
+                    let now = self.now();
+                    call(&mut Inside {
+                        endpoint: &mut self.endpoint,
+                        now,
+                        unix: self.clock.unix(),
+                        drops: &self.drops,
+                        trouble: self.trouble.as_deref(),
+                        pongs: &mut self.pongs,
+                        next_ping: &mut self.next_ping,
+                    });
+                    self.endpoint.settle(now);
+                    self.drain();
+                }
+                // Nobody holds the other end: as if told to end.
+                Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => {
+                    let now = self.now();
+                    self.endpoint.node.shutdown(now);
+                    self.endpoint.settle(now);
+                    self.drain();
+                    self.ending = true;
+                    return;
+                }
+                Err(TryRecvError::Empty) => return,
+            }
+        }
+    }
+
+    /// The clock, and what did not work before.
+    fn keep_up(&mut self, now: Time) {
+        self.endpoint.node.set_wall(now, self.clock.unix());
+        if self.unsaved_facts || self.unsaved_keys {
+            self.save();
+        }
+        for (relay, host, port) in std::mem::take(&mut self.unresolved) {
+            self.resolve(relay, host, port);
+        }
+        self.endpoint.settle(now);
+        self.drain();
+    }
+
+    /// Sends what waits, as far as the sockets take it.
+    fn flush(&mut self) {
+        if self.out.list.is_empty() {
+            self.stopped = None;
+            return;
+        }
+        let list: Vec<(SocketAddr, &[u8])> =
+            self.out.list.iter().map(|(to, range)| (*to, &self.out.bytes[range.clone()])).collect();
+        let mut refused = 0u32;
+        let sent = self.udp.send_batch(&list, &mut |_, _| refused += 1);
+        for _ in 0..refused {
+            self.drops.count(DropReason::SocketBusy);
+        }
+        self.stopped = sent.stop;
+        if sent.stop.is_none() {
+            self.out.clear();
+            return;
+        }
+        // The rest waits, but not without bound.
+        self.out.list.drain(..sent.done);
+        while self.out.list.len() > MAX_WAITING {
+            self.out.list.pop();
+            self.drops.count(DropReason::SocketBusy);
+        }
+        let mut rest = Outbox::default();
+        for (to, range) in &self.out.list {
+            rest.push(*to, &self.out.bytes[range.clone()]);
+        }
+        self.out = rest;
+    }
+}
+
+/// A frame into the device. An error only when the device is gone for good.
+fn write_frame(tap: &Tap, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
+    match tap.send(frame) {
+        Ok(_) => Ok(()),
+        Err(e) if tap::vanished(&e) => Err(device_gone(tap)),
+        Err(_) => {
+            drops.count(DropReason::SocketBusy);
+            Ok(())
+        }
+    }
+}
+
+fn device_gone(tap: &Tap) -> io::Error {
+    io::Error::other(format!("the network device `{}` was deleted", tap.name()))
+}

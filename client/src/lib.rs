@@ -1,0 +1,9 @@
+//! The daemon and the command line of ShadowMesh, as a library for its own tests and tools.
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod engine;
+pub mod logging;
+pub mod paths;
+pub mod state;

@@ -1,0 +1,273 @@
+//! What is asked and answered.
+
+use crate::Problem;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One line of a streamed answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// A step that was checked.
+    Step(Step),
+    /// What is waited for now.
+    Waiting(String),
+    /// A reply to a ping.
+    Reply(PingReply),
+    /// The end: it worked.
+    Done(serde_json::Value),
+    /// The end: it did not.
+    Problem(Problem),
+}
+
+/// A fact that was checked on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What it is about, one word or two.
+    pub what: String,
+    /// What is so.
+    pub detail: String,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// `shadowmesh/status/1`.
+    pub schema: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// When the daemon started.
+    pub since: String,
+    /// Its networks, by name.
+    pub networks: Vec<NetworkStatus>,
+}
+
+/// A network of this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// What it is called.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// Whether its device and its sockets are there.
+    pub up: bool,
+    /// Why it is not, or what is wrong with it.
+    pub problems: Vec<String>,
+    /// The device.
+    pub interface: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// This node's name in it.
+    pub device: String,
+    /// This node's id in it.
+    pub node: String,
+    /// What this node may do.
+    pub roles: String,
+    /// This node's IPv4 address, if it has one here.
+    pub ipv4: Option<String>,
+    /// The network's IPv4 subnet.
+    pub subnet4: String,
+    /// This node's IPv6 address.
+    pub ipv6: String,
+    /// When this node's certificate ends.
+    pub certificate_ends: Option<String>,
+    /// Where UDP is listened.
+    pub listen: Vec<String>,
+    /// The relays.
+    pub relays: Vec<RelayStatus>,
+    /// The other members.
+    pub peers: Vec<PeerStatus>,
+    /// What was dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// A relay of a network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Its NodeId.
+    pub relay: String,
+    /// Name and port.
+    pub place: String,
+    /// Whether the link stands.
+    pub up: bool,
+    /// Round trip, seconds.
+    pub rtt: Option<f64>,
+    /// Where it is.
+    pub address: Option<String>,
+}
+
+/// Another member.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its NodeId.
+    pub node: String,
+    /// What it may do.
+    pub roles: String,
+    /// Its IPv4 address.
+    pub ipv4: Option<String>,
+    /// Its IPv6 address.
+    pub ipv6: String,
+    /// How it is reached: `direct`, `relay` or `none`.
+    pub path: String,
+    /// The address, or the relay's place.
+    pub via: Option<String>,
+    /// Round trip, seconds.
+    pub rtt: Option<f64>,
+    /// Share of lost packets, 0 to 1.
+    pub loss: Option<f64>,
+    /// Largest datagram to it.
+    pub mtu: u32,
+    /// Key exchange and cipher, while a session stands.
+    pub secured: Option<String>,
+    /// Seconds since the keys in use were made.
+    pub secured_ago: Option<f64>,
+    /// Seconds since it was last heard.
+    pub heard_ago: Option<f64>,
+    /// Seconds that its clock is ahead of ours.
+    pub clock_ahead: Option<i64>,
+    /// Frames and bytes sent to it.
+    pub sent: (u64, u64),
+    /// Frames and bytes received from it.
+    pub received: (u64, u64),
+}
+
+/// `POST /v1/networks`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateNetwork {
+    /// What it is to be called.
+    pub name: String,
+    /// Relays, as URLs.
+    pub relays: Vec<String>,
+    /// IPv4 subnet; one is chosen without.
+    pub subnet: Option<String>,
+    /// This node's name in it; the machine's name without.
+    pub device: Option<String>,
+}
+
+/// `POST /v1/join`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Join {
+    /// The invite.
+    pub url: String,
+    /// This node's name in the network.
+    pub device: Option<String>,
+}
+
+/// `POST /v1/networks/NAME/invites`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateInvite {
+    /// The name thought of for the joiner.
+    pub name: Option<String>,
+    /// `member` or `admin`-less roles: `member`, `relay`, `exit`.
+    pub role: Option<String>,
+    /// Tags it gets.
+    pub tags: Vec<String>,
+    /// For how long, seconds.
+    pub expires: u64,
+    /// More than one may use it.
+    pub reusable: bool,
+}
+
+/// An invite that was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Invite {
+    /// `shadowmesh/invite/1`.
+    pub schema: String,
+    /// The network.
+    pub network: String,
+    /// Its id, for `invite cancel`.
+    pub id: String,
+    /// The URL: it is the secret.
+    pub url: String,
+    /// When it ends.
+    pub expires: String,
+    /// More than one may use it.
+    pub reusable: bool,
+}
+
+/// `GET /v1/networks/NAME/invites`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Invites {
+    /// `shadowmesh/invite-list/1`.
+    pub schema: String,
+    /// The network.
+    pub network: String,
+    /// The invites of this node.
+    pub invites: Vec<InviteEntry>,
+}
+
+/// An invite in the list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InviteEntry {
+    /// Its id.
+    pub id: String,
+    /// The name thought of.
+    pub name: Option<String>,
+    /// `open`, `used`, `expired` or `cancelled`.
+    pub state: String,
+    /// When it ends.
+    pub expires: String,
+    /// More than one may use it.
+    pub reusable: bool,
+    /// Who used it.
+    pub used_by: Vec<String>,
+}
+
+/// `POST /v1/networks/NAME/ping`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ping {
+    /// A name, an overlay address or a NodeId.
+    pub peer: String,
+    /// How many.
+    pub count: u32,
+}
+
+/// An answer to a ping, or its absence.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PingReply {
+    /// Which one, from 1.
+    pub number: u32,
+    /// Round trip in seconds; nothing: no answer in time.
+    pub rtt: Option<f64>,
+    /// `direct` or `relay`.
+    pub path: Option<String>,
+    /// The address, or the relay's place.
+    pub via: Option<String>,
+}
+
+/// `POST /v1/networks/NAME/revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Revoke {
+    /// A name, an overlay address or a NodeId.
+    pub peer: String,
+    /// `lost`, `compromised`, `replaced` or nothing.
+    pub reason: Option<String>,
+}
+
+/// `GET /v1/identity`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Identity {
+    /// `shadowmesh/identity-show/1`.
+    pub schema: String,
+    /// Whether there is a master seed.
+    pub seed: bool,
+    /// The identity in each network.
+    pub networks: Vec<NetworkIdentity>,
+}
+
+/// Who this node is in one network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkIdentity {
+    /// The network.
+    pub network: String,
+    /// The name in it.
+    pub device: String,
+    /// The NodeId in it.
+    pub node: String,
+    /// Whether this machine holds the network's root key.
+    pub root: bool,
+}

@@ -1,0 +1,153 @@
+//! A ping crosses: two daemons that know each other's address, a router between.
+#![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use shadowmesh_netns_tests::{Host, Lab, Member, Process, make_network, wait_until};
+
+const SECONDS: fn(u64) -> Duration = Duration::from_secs;
+
+struct Pair {
+    a: Host,
+    b: Host,
+    members: Vec<Member>,
+    daemons: Vec<Process>,
+    _lab: Lab,
+}
+
+fn start(host: &Host, member: &Member) -> Process {
+    let daemon = host.spawn(
+        "daemon",
+        Lab::binary("shadowmesh"),
+        &["daemon"],
+        &[("SHADOWMESH_DIR", member.directory.to_str().unwrap()), ("SHADOWMESH_ALLOW_ROOT", "1")],
+    );
+    daemon.wait_for("ready", SECONDS(10));
+    daemon
+}
+
+/// The command line on a host.
+fn say(host: &Host, member: &Member, arguments: &[&str]) -> (bool, String) {
+    let mut command = host.command(Lab::binary("shadowmesh"));
+    command.args(arguments).env("SHADOWMESH_DIR", &member.directory);
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+//   a (10.1.0.2) --- r --- (10.2.0.2) b
+fn pair(test: &str, config: &str) -> Pair {
+    let mut lab = Lab::new(test);
+    let (a, r, b) = (lab.host("a"), lab.router("r"), lab.host("b"));
+    lab.wire(&a, &["10.1.0.2/24"], &r, &["10.1.0.1/24"]);
+    lab.wire(&r, &["10.2.0.1/24"], &b, &["10.2.0.2/24"]);
+    a.default_route("10.1.0.1");
+    b.default_route("10.2.0.1");
+    let members = make_network(lab.directory(), &["one", "two"]);
+    for (member, other, address) in [(&members[0], "two", "10.2.0.2"), (&members[1], "one", "10.1.0.2")] {
+        let text = format!(
+            "listen: [\"udp://0.0.0.0:4000\"]\nnetworks:\n  home:\n    peers: {{{other}: {{endpoints: \
+             [\"udp://{address}:4000\"]}}}}\n{config}"
+        );
+        std::fs::write(member.directory.join("config.yaml"), text).unwrap();
+    }
+    let daemons = vec![start(&a, &members[0]), start(&b, &members[1])];
+    Pair { a, b, members, daemons, _lab: lab }
+}
+
+#[test]
+fn a_ping_crosses_both_ways_at_all_sizes() {
+    let p = pair("a ping crosses", "");
+    let (one, two) = (&p.members[0], &p.members[1]);
+    for (host, other) in [(&p.a, two), (&p.b, one)] {
+        host.must_reach(&other.ipv4.to_string(), 10);
+        host.must_reach(&other.ipv6.to_string(), 10);
+        for size in ["1400", "8000"] {
+            for address in [other.ipv4.to_string(), other.ipv6.to_string()] {
+                let said =
+                    host.run("ping", &["-n", "-c", "5", "-i", "0.05", "-W", "2", "-s", size, &address]);
+                assert!(said.contains(" 0% packet loss"), "{said}");
+            }
+        }
+    }
+    // What the commands say about it.
+    let (ok, text) = say(&p.a, one, &["status"]);
+    assert!(
+        ok && text.contains("1 of 1 peers reachable") && text.contains("direct  10.2.0.2:4000"),
+        "{text}"
+    );
+    println!("{text}");
+    let (ok, text) = say(&p.a, one, &["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(ok && status["schema"] == "shadowmesh/status/1");
+    assert_eq!(status["networks"][0]["peers"][0]["name"], "two");
+    assert_eq!(status["networks"][0]["interface"], "sm-home");
+    let (ok, text) = say(&p.b, two, &["ping", "one", "-c", "2"]);
+    assert!(ok && text.lines().count() == 2 && text.contains("direct  10.1.0.2:4000"), "{text}");
+    let (ok, text) = say(&p.b, two, &["ping", "nobody"]);
+    assert!(!ok && text.contains("has no member \"nobody\""), "{text}");
+
+    // TCP, for a second each way: nothing gets stuck.
+    let server = p.b.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
+    server.wait_for("listening", SECONDS(5));
+    let said = p.a.run("iperf3", &["-c", &two.ipv4.to_string(), "-t", "2", "-J"]);
+    let result: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let mbit = result["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+    println!("TCP through the mesh: {mbit:.0} Mbit/s");
+    assert!(mbit > 20.0, "{mbit} Mbit/s");
+}
+
+#[test]
+fn a_killed_daemon_is_back_within_five_seconds() {
+    let mut p = pair("killed and back", "");
+    let (address, other) = (p.members[1].ipv4.to_string(), p.members[0].ipv4.to_string());
+    p.a.must_reach(&address, 10);
+    p.daemons[1].kill();
+    assert!(p.a.ping(&address, 2).rtt_ms.is_empty());
+    p.daemons[1] = start(&p.b, &p.members[1]);
+    wait_until("an answer after the restart", SECONDS(5), || {
+        (!p.a.ping(&address, 1).rtt_ms.is_empty()).then_some(())
+    });
+    p.b.must_reach(&other, 5);
+}
+
+#[test]
+fn a_daemon_ends_cleanly_and_says_goodbye() {
+    let p = pair("clean end", "");
+    let address = p.members[1].ipv4.to_string();
+    p.a.must_reach(&address, 10);
+    p.daemons[1].signal(Signal::SIGTERM);
+    assert!(p.daemons[1].wait(SECONDS(5)).success());
+    p.daemons[0].wait_for("peer is down", SECONDS(3));
+    assert!(!p.members[1].directory.join("run/control.sock").exists());
+    let (ok, text) = say(&p.b, &p.members[1], &["status"]);
+    assert!(!ok && text.starts_with("error: the daemon is not running."), "{text}");
+    // A configuration that is wrong stops nothing that runs, and says so.
+    let config = p.members[0].directory.join("config.yaml");
+    std::fs::write(&config, "networks: {home: {mtu: 20000}}\n").unwrap();
+    p.daemons[0].signal(Signal::SIGHUP);
+    p.daemons[0].wait_for("`networks.home.mtu` is 20000", SECONDS(3));
+    assert!(p.daemons[0].is_running());
+}
+
+#[test]
+fn a_subnet_in_use_leaves_ipv6_alone_until_it_is_free() {
+    let p = pair("overlap", "");
+    let (ipv4, ipv6) = (p.members[1].ipv4.to_string(), p.members[1].ipv6.to_string());
+    p.a.must_reach(&ipv4, 10);
+    p.a.ip("link add dummy0 type veth peer name dummy1");
+    p.a.ip("address add 10.83.4.1/24 dev dummy0");
+    p.a.ip("link set dummy0 up");
+    p.a.ip("link set dummy1 up");
+    p.daemons[0].wait_for("overlaps dummy0", SECONDS(10));
+    wait_until("the IPv4 address to go", SECONDS(5), || {
+        p.a.addresses("sm-home").iter().all(|a| a.is_ipv6()).then_some(())
+    });
+    p.a.must_reach(&ipv6, 5);
+    p.a.ip("link delete dummy0");
+    wait_until("the IPv4 address to come back", SECONDS(10), || {
+        p.a.addresses("sm-home").iter().any(|a| a.is_ipv4()).then_some(())
+    });
+    p.a.must_reach(&ipv4, 5);
+}
