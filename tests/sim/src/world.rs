@@ -393,7 +393,7 @@ impl World {
                         node.stored_facts = node.endpoint.node.facts().map(<[u8]>::to_vec).collect();
                     }
                     Event::SaveKeys => node.stored_keys = node.endpoint.node.own_keys(),
-                    other => self.events.push((n, format!("{other:?}"))),
+                    other => self.events.push((n, format!("{:.2} {other:?}", self.now.0 as f64 / 1e9))),
                 }
             }
             let now = self.now;

@@ -18,8 +18,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 /// An opening that has not ended by then has failed.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// CHALLENGEs answered in one opening.
-const MAX_CHALLENGES: u8 = 2;
+/// CHALLENGEs answered in one opening: the first, and new ones of a responder that has restarted.
+const MAX_CHALLENGES: u8 = 3;
 /// LEAF_REQUESTs under way at once.
 const LEAF_WINDOW: usize = 8;
 
@@ -201,6 +201,7 @@ pub struct Initiator {
     hash: Hash,
     state: State,
     challenges: u8,
+    repeats: u32,
     began: Time,
     repeat_at: Time,
     wait: Duration,
@@ -229,6 +230,7 @@ impl Initiator {
             hash,
             state: State::Hello,
             challenges: 0,
+            repeats: 0,
             began: now,
             repeat_at: now + wait,
             wait,
@@ -269,7 +271,14 @@ impl Initiator {
         match &self.state {
             State::Hello => self.out.push_back(self.hello.emit()),
             State::Leaf { .. } => self.request_parts(),
-            State::Response(sent) => self.out.extend(sent.datagrams.iter().cloned()),
+            State::Response(sent) => {
+                self.out.extend(sent.datagrams.iter().cloned());
+                self.repeats += 1;
+                if self.repeats >= 2 {
+                    // The responder may have restarted, or its cookie key have turned: ask for a new cookie too.
+                    self.out.push_back(self.hello.emit());
+                }
+            }
             State::Verifying { .. } | State::Done => {}
         }
         true
@@ -328,6 +337,7 @@ impl Initiator {
         }
         let solution = cookie::solve(&choice).ok_or(DropReason::OverLimit)?;
         self.challenges += 1;
+        self.repeats = 0;
         let challenge = Challenged { choice, suite, nonce_r: c.nonce, solution };
         self.restart_timer(now, rng);
         match self.config.leaf.clone() {
