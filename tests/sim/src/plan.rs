@@ -133,6 +133,7 @@ impl Plan {
     /// The invariant that was broken; panics say the same.
     pub fn play(&self) -> Result<Outcome, String> {
         let mut w = World::new(self.seed, self.setup.clone(), self.weather);
+        w.trace = std::env::var_os("SIM_TRACE").is_some();
         let mut dice = Rng::from_seed([self.seed as u8; 32]);
         let nodes = self.setup.nodes;
         let mut revoked = None;
