@@ -78,8 +78,8 @@ struct Premiere {
 
 static PREMIERE: LazyLock<Premiere> = LazyLock::new(World::premiere);
 
-fn certificates() -> Vec<Vec<u8>> {
-    CAST.members.iter().map(|m| m.certificate.fact().bytes().to_vec()).collect()
+fn certificates(nodes: usize) -> Vec<Vec<u8>> {
+    CAST.members.iter().take(nodes).map(|m| m.certificate.fact().bytes().to_vec()).collect()
 }
 
 fn copy(keys: &OwnKeys) -> OwnKeys {
@@ -135,7 +135,8 @@ impl World {
             world.start_relay();
         }
         // With known addresses, members need not know each other's leaves; by relay, a leaf says where a member is.
-        let facts = if world.setup.relayed { PREMIERE.facts.clone() } else { certificates() };
+        let nodes = world.setup.nodes;
+        let facts = if setup_relayed { PREMIERE.facts.clone() } else { certificates(nodes) };
         world.enter(facts, |n| if setup_relayed { copy(&PREMIERE.keys[n]) } else { OwnKeys::default() });
         world
     }
@@ -190,7 +191,7 @@ impl World {
         let mut w = World::empty(0, setup, Weather::CALM);
         w.relay = Some(SimRelay { core: None, stored: STAGE.durable.clone() });
         w.start_relay();
-        let mut facts = certificates();
+        let mut facts = certificates(crate::cast::MEMBERS);
         facts.push(STAGE.access.fact().bytes().to_vec());
         w.enter(facts.clone(), |_| OwnKeys::default());
         w.run(Duration::from_secs(2));

@@ -21,7 +21,8 @@ fn world(seed: u64, weather: Weather) -> World {
         relayed: true,
     };
     let mut w = World::new(seed, setup, Weather::CALM);
-    w.run(Duration::from_secs(2));
+    // The rest of the cast is away; who is there finds each other all the same.
+    w.run(Duration::from_secs(5));
     w.weather = weather;
     w
 }

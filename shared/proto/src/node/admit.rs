@@ -337,7 +337,12 @@ impl Node {
                     self.guest_send(g, &reply);
                 } else if guest.claim.is_none_or(|c| c == hash) && !guest.verifying {
                     guest.claim = Some(hash);
-                    for ask in guest.puller.want(now, hash) {
+                    // Its repeats are the clock of this pull: who wants in asks.
+                    let mut asks = guest.puller.want(now, hash);
+                    if asks.is_empty() {
+                        asks = guest.puller.handle_timeout(now).0;
+                    }
+                    for ask in asks {
                         self.guest_send(g, &ask);
                     }
                 }
