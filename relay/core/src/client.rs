@@ -56,7 +56,7 @@ pub(crate) struct Client {
     pub index: u32,
     pub tx: TxLane,
     pub rx: RxLane,
-    /// Registrations and rendezvous asked for: bounded.
+    /// Registrations and rendezvous that changed something: bounded.
     pub asked: u32,
     up: Secret<32>,
     down: Secret<32>,

@@ -307,7 +307,7 @@ impl Relay {
     pub fn set_clock(&mut self, now: Time, unix: u64) {
         self.wall = (now, unix);
         // A clock that was set back makes the leaf one of the future.
-        if unix + 86_400 * 8 < self.leaf_due {
+        if unix < self.leaves.begins() {
             self.leaf_due = unix;
         }
     }
@@ -409,6 +409,11 @@ impl Relay {
     /// What is held for handshakes of strangers: under reassembly, asked, answered.
     pub fn held(&self) -> (usize, usize, usize) {
         self.responder.held()
+    }
+
+    /// Bits of the puzzle that an opening costs now; 0 unless there is load.
+    pub fn puzzle(&self) -> u8 {
+        self.responder.puzzle
     }
 
     /// Part of what it may hold that is used, 0 to 1: the largest of its bounds.

@@ -18,7 +18,7 @@ use std::time::Duration;
 const LOCATOR_LIFETIME: u64 = 7 * 86_400;
 /// How long the two ends of a rendezvous may speak, seconds.
 const RENDEZVOUS: u32 = 600;
-/// Registrations that change something, and rendezvous, in one session.
+/// Registrations that change something, and rendezvous with different owners, in one session.
 const MAX_ASKED: u32 = 16;
 
 /// Who waits at a locator.
@@ -159,14 +159,11 @@ impl Relay {
         owner: &Secret<32>,
         access: Secret<32>,
     ) -> Status {
-        let Some(client) = self.clients.get_mut(&slot) else { return Status::Refused };
+        let Some(client) = self.clients.get(&slot) else { return Status::Refused };
         if !matches!(client.scope, Scope::Anonymous(_)) {
             return Status::Refused;
         }
-        client.asked += 1;
-        if client.asked > MAX_ASKED {
-            return Status::Busy;
-        }
+        let asked = client.asked;
         // Nobody can register another's tag: it is the hash of what only the owner knows. [R-TAG]
         let tag = hash(Label::OwnerTag, &[owner.expose()]);
         if let Some(n) = self.by_tag.get(&short(&tag)).map(|n| *n as usize) {
@@ -177,10 +174,14 @@ impl Relay {
                 return Status::Refused;
             }
             if network.access != access {
+                if asked >= MAX_ASKED {
+                    return Status::Busy;
+                }
                 network.access = access;
                 net.generation += 1;
                 net.rotated = now;
                 self.metrics.rotations += 1;
+                self.count_asked(slot);
                 self.save(true);
                 self.events.push_back(Event::Rotated(tag));
             }
@@ -194,9 +195,10 @@ impl Relay {
             }
             _ => {}
         }
-        if self.nets.len() >= self.config.max_networks {
+        if self.nets.len() >= self.config.max_networks || asked >= MAX_ASKED {
             return Status::Busy;
         }
+        self.count_asked(slot);
         self.durable.spent.extend(number);
         self.by_tag.insert(short(&tag), self.nets.len() as u32);
         self.nets.push(Net::new(now, &self.config));
@@ -208,7 +210,7 @@ impl Relay {
     }
 
     fn open_locator(&mut self, now: Time, slot: u32, locator: Hash, lifetime: u32) -> Status {
-        let Some(client) = self.clients.get_mut(&slot) else { return Status::Refused };
+        let Some(client) = self.clients.get(&slot) else { return Status::Refused };
         let Scope::Network(network) = client.scope else { return Status::Refused };
         let handle = client.handle;
         let known = self.locators.get(&locator).map(|l| (l.owner, now < l.ends));
@@ -270,25 +272,32 @@ impl Relay {
         let owner = owner.filter(|o| self.handles.contains_key(o));
         let Some(client) = self.clients.get_mut(&slot) else { return no(Status::Refused) };
         let Scope::Anonymous(pair) = client.scope else { return no(Status::Refused) };
-        client.asked += 1;
-        if client.asked > MAX_ASKED {
-            return no(Status::Busy);
-        }
         let Some(owner) = owner else { return no(Status::Unknown) };
-        // Asked again, it lasts no longer; the session ends with it.
+        // Asked again, or with another, it lasts no longer; the session ends with it.
         let until = match pair {
-            Some((with, until)) if with == owner && now < until => until,
             Some((_, until)) => until,
             None => {
                 let until = now + ANONYMOUS_LIFETIME;
                 client.ends = Some(until);
-                self.metrics.rendezvous += 1;
                 until
             }
         };
+        if pair.is_none_or(|(with, _)| with != owner) {
+            if client.asked >= MAX_ASKED {
+                return no(Status::Busy);
+            }
+            client.asked += 1;
+            self.metrics.rendezvous += 1;
+        }
         client.scope = Scope::Anonymous(Some((owner, until)));
         let left = until.since(now).as_secs().min(u64::from(RENDEZVOUS)) as u32;
         Control::RendezvousReply { status: Status::Ok, owner, lifetime: left }
+    }
+
+    fn count_asked(&mut self, slot: u32) {
+        if let Some(client) = self.clients.get_mut(&slot) {
+            client.asked += 1;
+        }
     }
 
     pub(crate) fn send_control(&mut self, slot: u32, to: SocketAddr, control: &Control) {

@@ -245,6 +245,8 @@ impl Opener {
             lane.reported = lane.rx.stats.received;
             out.push(LaneStats { session: lane.session, lane: lane.number, stats: lane.rx.stats });
         }
+        // In an order of its own, not the table's: the same world plays the same way each time.
+        out.sort_unstable_by_key(|s| (s.session, s.lane));
         out
     }
 }

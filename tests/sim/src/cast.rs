@@ -3,8 +3,13 @@
 
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_crypto::sign::SigningKey;
+use shadowmesh_identity::Access;
 use shadowmesh_identity::fact::Body;
 use shadowmesh_identity::{Bridge, Certificate, DAY, Fact, Genesis, NodeId, Roles, Seed, Verified};
+use shadowmesh_proto::join::Registrar;
+use shadowmesh_proto::{Rng, Time};
+use shadowmesh_relay_core::{Config, Durable, Event, Relay};
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 /// When every world begins, Unix seconds.
@@ -65,6 +70,70 @@ pub static CAST: LazyLock<Cast> = LazyLock::new(|| {
         members.push(Member { identity, id, certificate });
     }
     Cast { genesis, root, members }
+});
+
+/// The relay of the cast: its identity, where it is, and the state in which the network is registered.
+pub struct Stage {
+    /// What it has stored.
+    pub durable: Vec<u8>,
+    /// What members know of it.
+    pub access: Verified,
+}
+
+/// Where the relay is.
+pub fn relay_address() -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 1], 443))
+}
+
+/// The relay's identity.
+pub fn relay_identity() -> SigningKey {
+    Seed::new(Secret::new([99; 32])).relay_identity().expect("relay identity")
+}
+
+/// What the relay is configured with: worlds are small, and come all at once.
+pub fn relay_config() -> Config {
+    Config { open: true, ..Config::default() }
+}
+
+/// The relay with the network registered, by the machine that registers networks.
+pub static STAGE: LazyLock<Stage> = LazyLock::new(|| {
+    let mut rng = Rng::from_seed([98; 32]);
+    let durable = Durable::new(&mut rng);
+    let (mut now, from) = (Time(0), SocketAddr::from(([192, 0, 2, 200], 4000)));
+    let mut relay = Relay::new(relay_config(), relay_identity(), durable, now, EPOCH, rng).expect("a relay");
+    let suites = vec![shadowmesh_crypto::aead::Suite::ChaCha20Poly1305];
+    let mut registrar = Registrar::new(relay.id(), relay_address(), None, suites, now, EPOCH, [97; 32]);
+    let mut stored = vec![];
+    let registered = loop {
+        registrar.handle_timeout(now);
+        while let Some((_, bytes)) = registrar.poll_transmit() {
+            relay.handle_datagram(now, from, &bytes);
+        }
+        while let Some(event) = relay.poll_event() {
+            if let Event::Save { state, .. } = event {
+                stored = state.to_vec();
+            }
+        }
+        while let Some((_, mut bytes)) = relay.poll_transmit() {
+            registrar.handle_datagram(now, relay_address(), &mut bytes);
+        }
+        while let Some(work) = registrar.poll_work() {
+            registrar.handle_work(now, work.run());
+        }
+        if let Some(outcome) = registrar.outcome() {
+            break outcome.expect("the network is registered");
+        }
+        now = now + std::time::Duration::from_millis(10);
+    };
+    let body = Body::Access(Access {
+        address: "198.51.100.1:443".parse().expect("address"),
+        tag: registered.tag,
+        secret: registered.access,
+        generation: 0,
+    });
+    let admin = &CAST.members[0].identity;
+    let access = Fact::sign(admin, CAST.genesis.id(), relay.id(), MEMBERS as u64 + 1, EPOCH - DAY, &body);
+    Stage { durable: stored, access: access.expect("access") }
 });
 
 impl Cast {

@@ -1,9 +1,10 @@
 //! Worlds drawn from a number, and played: three nodes or more, a thousand frames or more, rekeys, and what the number
 //! says of loss, repeats, reordering, partitions, restarts, late snapshots and revocation.
 
-use crate::cast::CAST;
+use crate::cast::{CAST, relay_address};
 use crate::world::{Setup, Weather, World, address};
 use shadowmesh_proto::{Rng, Time};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What kind of world.
@@ -26,6 +27,8 @@ enum Happening {
     Restart(usize),
     /// The admin revokes a member.
     Revoke(usize),
+    /// `kill -9` the relay, and a start after a while.
+    RelayAway(Duration),
     /// The weather changes.
     Weather(Weather),
 }
@@ -72,6 +75,7 @@ impl Plan {
             rekey_both: dice.below(2) == 0,
             lag: ms(if dice.below(2) == 0 { 0 } else { dice.below(60) }),
             path_mtu: if dice.below(4) == 0 { 700 } else { 1400 },
+            relayed: dice.below(4) != 0,
         };
         let calm = Weather {
             delay: ms(1 + dice.below(40)),
@@ -94,7 +98,8 @@ impl Plan {
                 let at = dice.below(frames as u64) as usize;
                 let (a, b) = pair(&mut dice, nodes);
                 let d = ms(200 + dice.below(4000));
-                let what = match dice.below(5) {
+                let what = match dice.below(7) {
+                    5 | 6 if setup.relayed => Happening::RelayAway(d / 2),
                     0 => Happening::Part(a, b, d),
                     1 => Happening::Deafen(a, b, d),
                     2 => Happening::Restart(a),
@@ -113,29 +118,53 @@ impl Plan {
         Plan { seed, kind, setup, weather, frames, pace: ms(4 + dice.below(10)), happenings }
     }
 
+    /// The link between two nodes, or the first one's with the relay (the second's, when it is deaf).
+    fn ends(&self, a: usize, b: usize) -> (SocketAddr, SocketAddr) {
+        match (self.setup.relayed, a < b) {
+            (false, _) => (address(a), address(b)),
+            (true, true) => (address(a), relay_address()),
+            (true, false) => (relay_address(), address(b)),
+        }
+    }
+
     /// Plays it.
     ///
     /// # Errors
     /// The invariant that was broken; panics say the same.
     pub fn play(&self) -> Result<Outcome, String> {
         let mut w = World::new(self.seed, self.setup.clone(), self.weather);
+        w.trace = std::env::var_os("SIM_TRACE").is_some();
         let mut dice = Rng::from_seed([self.seed as u8; 32]);
         let nodes = self.setup.nodes;
         let mut revoked = None;
-        let mut mend: Vec<(Time, usize, usize)> = vec![];
+        let mut mend: Vec<(Time, SocketAddr, SocketAddr)> = vec![];
+        let mut relay_back = None;
         let mut happenings = self.happenings.iter().peekable();
+        if self.kind == Kind::Calm {
+            // Only so many frames wait for a session; what must not be lost is what is sent once it stands.
+            for (a, b) in (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+                w.send(a, b, 100);
+            }
+            w.run(Duration::from_secs(3));
+        }
         for i in 0..self.frames {
             while let Some((_, what)) = happenings.next_if(|(at, _)| *at <= i) {
                 match *what {
                     Happening::Part(a, b, d) => {
                         for (x, y) in [(a, b), (b, a)] {
-                            w.cut.insert((address(x), address(y)));
+                            let (x, y) = self.ends(x, y);
+                            w.cut.insert((x, y));
                             mend.push((w.now + d, x, y));
                         }
                     }
                     Happening::Deafen(a, b, d) => {
-                        w.cut.insert((address(a), address(b)));
-                        mend.push((w.now + d, a, b));
+                        let (x, y) = self.ends(a, b);
+                        w.cut.insert((x, y));
+                        mend.push((w.now + d, x, y));
+                    }
+                    Happening::RelayAway(d) => {
+                        w.kill_relay();
+                        relay_back = Some(w.now + d);
                     }
                     Happening::Restart(n) => w.restart(n),
                     Happening::Revoke(n) => {
@@ -152,16 +181,23 @@ impl Plan {
             mend.retain(|(at, a, b)| {
                 let done = *at <= now;
                 if done {
-                    w.cut.remove(&(address(*a), address(*b)));
+                    w.cut.remove(&(*a, *b));
                 }
                 !done
             });
+            if relay_back.is_some_and(|at| at <= now) {
+                relay_back = None;
+                w.start_relay();
+            }
             let (a, b) = pair(&mut dice, nodes);
             let len = 60 + dice.below(1455) as usize;
             w.send(a, b, len);
             w.run(Duration::from_nanos(dice.below(2 * self.pace.as_nanos() as u64)));
         }
-        self.settle(&mut w, &mut dice, revoked)?;
+        if relay_back.is_some() {
+            w.start_relay();
+        }
+        self.settle(&mut w, revoked)?;
         Ok(Outcome {
             sent: w.judge.count(),
             delivered: w.judge.delivered,
@@ -171,7 +207,7 @@ impl Plan {
     }
 
     /// The network heals; then everyone reaches everyone, and nothing is held that should not be.
-    fn settle(&self, w: &mut World, dice: &mut Rng, revoked: Option<usize>) -> Result<(), String> {
+    fn settle(&self, w: &mut World, revoked: Option<usize>) -> Result<(), String> {
         w.run(Duration::from_secs(1));
         if self.kind == Kind::Calm {
             // What a revoked member sent, or was sent, is not owed to anybody.
@@ -200,7 +236,6 @@ impl Plan {
                 }
             }
         }
-        let _ = dice;
         for (i, n) in w.nodes.iter().enumerate() {
             let (reassembly, asked, answered) = n.endpoint.node.held_for_strangers();
             if reassembly > 256 || asked > 128 || answered > 1024 {

@@ -1,12 +1,13 @@
 //! Virtual time and the network between the nodes.
 
-use crate::cast::{CAST, EPOCH};
+use crate::cast::{CAST, EPOCH, STAGE, relay_address, relay_config, relay_identity};
 use crate::guest::{self, Judge, MARK};
 use shadowmesh_crypto::aead::Suite;
-use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, Time};
+use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, SavedLeaf, Time};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// How every link behaves.
@@ -63,6 +64,33 @@ pub struct Setup {
     pub lag: Duration,
     /// Largest datagram, bytes.
     pub path_mtu: usize,
+    /// Everything goes by a relay; else every node knows the others' addresses.
+    pub relayed: bool,
+}
+
+/// What relayed worlds begin with.
+struct Premiere {
+    facts: Vec<Vec<u8>>,
+    keys: Vec<OwnKeys>,
+    relay: Vec<u8>,
+}
+
+static PREMIERE: LazyLock<Premiere> = LazyLock::new(World::premiere);
+
+fn certificates() -> Vec<Vec<u8>> {
+    CAST.members.iter().map(|m| m.certificate.fact().bytes().to_vec()).collect()
+}
+
+fn copy(keys: &OwnKeys) -> OwnKeys {
+    let leaf = |l: &SavedLeaf| SavedLeaf { leaf: l.leaf, not_after: l.not_after, key: l.key.clone() };
+    OwnKeys { leaves: keys.leaves.iter().map(leaf).collect(), pseudonyms: keys.pseudonyms.clone() }
+}
+
+/// The relay of the world.
+struct SimRelay {
+    /// `None` while it is down.
+    core: Option<shadowmesh_relay_core::Relay>,
+    stored: Vec<u8>,
 }
 
 /// A world.
@@ -73,6 +101,7 @@ pub struct World {
     pub rng: Rng,
     /// The nodes.
     pub nodes: Vec<SimNode>,
+    relay: Option<SimRelay>,
     /// How links behave now.
     pub weather: Weather,
     /// Pairs of addresses that cannot reach each other now.
@@ -83,7 +112,8 @@ pub struct World {
     flights: BinaryHeap<Reverse<(Time, u64)>>,
     in_flight: HashMap<u64, Flight>,
     next_flight: u64,
-    seen: HashSet<(u32, u64)>,
+    /// Receiver (address and handle), index, counter.
+    seen: HashSet<(SocketAddr, u64, u32, u64)>,
     /// What happened, by node.
     pub events: Vec<(usize, String)>,
     /// Print what is sent and lost.
@@ -93,14 +123,28 @@ pub struct World {
 }
 
 impl World {
-    /// A world with its nodes started, each with a configured address of all others.
+    /// A world with its nodes started, by relay or each with a configured address of all others.
     pub fn new(seed: u64, setup: Setup, weather: Weather) -> Self {
+        let setup_relayed = setup.relayed;
+        let mut world = Self::empty(seed, setup, weather);
+        if world.setup.relayed {
+            world.relay = Some(SimRelay { core: None, stored: PREMIERE.relay.clone() });
+            world.start_relay();
+        }
+        // With known addresses, members need not know each other's leaves; by relay, a leaf says where a member is.
+        let facts = if world.setup.relayed { PREMIERE.facts.clone() } else { certificates() };
+        world.enter(facts, |n| if setup_relayed { copy(&PREMIERE.keys[n]) } else { OwnKeys::default() });
+        world
+    }
+
+    fn empty(seed: u64, setup: Setup, weather: Weather) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_be_bytes());
-        let mut world = World {
+        World {
             now: Time(1_000_000_000),
             rng: Rng::from_seed(bytes),
             nodes: vec![],
+            relay: None,
             weather,
             cut: HashSet::new(),
             judge: Judge::default(),
@@ -112,29 +156,56 @@ impl World {
             trace: false,
             datagrams: 0,
             setup,
-        };
-        let facts: Vec<Vec<u8>> = CAST
-            .members
-            .iter()
-            .take(world.setup.nodes)
-            .map(|m| m.certificate.fact().bytes().to_vec())
-            .collect();
-        for n in 0..world.setup.nodes {
-            let endpoint = world.start(n, facts.clone(), OwnKeys::default());
-            world.nodes.push(SimNode {
+        }
+    }
+
+    fn enter(&mut self, facts: Vec<Vec<u8>>, keys: impl Fn(usize) -> OwnKeys) {
+        for n in 0..self.setup.nodes {
+            let endpoint = self.start(n, facts.clone(), keys(n));
+            self.nodes.push(SimNode {
                 endpoint,
                 address: address(n),
                 member: n,
                 stored_facts: facts.clone(),
-                stored_keys: OwnKeys::default(),
+                stored_keys: keys(n),
             });
         }
-        world
+    }
+
+    /// The whole cast with the relay, each knowing only certificates: what they have after two seconds, their places at
+    /// the relay among it, is what other worlds begin with.
+    fn premiere() -> Premiere {
+        let setup = Setup {
+            nodes: crate::cast::MEMBERS,
+            rekey: Duration::from_secs(120),
+            rekey_both: false,
+            lag: Duration::ZERO,
+            path_mtu: 1400,
+            relayed: true,
+        };
+        let mut w = World::empty(0, setup, Weather::CALM);
+        w.relay = Some(SimRelay { core: None, stored: STAGE.durable.clone() });
+        w.start_relay();
+        let mut facts = certificates();
+        facts.push(STAGE.access.fact().bytes().to_vec());
+        w.enter(facts.clone(), |_| OwnKeys::default());
+        w.run(Duration::from_secs(2));
+        for n in &w.nodes {
+            let roster = n.endpoint.node.roster();
+            let me = roster.member(&CAST.members[n.member].id).expect("a member");
+            let leaf = me.leaf_fact(EPOCH).expect("a leaf");
+            assert!(!leaf.leaf().expect("a leaf").locations.is_empty(), "no place at the relay");
+            facts.push(leaf.bytes().to_vec());
+        }
+        let keys = w.nodes.iter().map(|n| n.endpoint.node.own_keys()).collect();
+        Premiere { facts, keys, relay: w.relay.map(|r| r.stored).unwrap_or_default() }
     }
 
     fn start(&mut self, n: usize, facts: Vec<Vec<u8>>, keys: OwnKeys) -> Endpoint {
-        let endpoints =
-            (0..self.setup.nodes).filter(|m| *m != n).map(|m| (CAST.members[m].id, address(m))).collect();
+        let endpoints = (0..self.setup.nodes)
+            .filter(|m| *m != n && !self.setup.relayed)
+            .map(|m| (CAST.members[m].id, address(m)))
+            .collect();
         let config = NodeConfig {
             genesis: CAST.genesis.clone(),
             identity: CAST.members[n].identity.clone(),
@@ -164,6 +235,42 @@ impl World {
         let endpoint = self.start(n, facts, keys);
         self.nodes[n].stored_keys = endpoint.node.own_keys();
         self.nodes[n].endpoint = endpoint;
+    }
+
+    /// `kill -9` the relay.
+    pub fn kill_relay(&mut self) {
+        if let Some(r) = &mut self.relay {
+            r.core = None;
+        }
+    }
+
+    /// Starts the relay from what it has stored.
+    pub fn start_relay(&mut self) {
+        let (now, rng) = (self.now, Rng::from_seed(self.rng.bytes()));
+        let Some(r) = &mut self.relay else { return };
+        let durable = shadowmesh_relay_core::Durable::parse(&r.stored).expect("what the relay stored");
+        let core =
+            shadowmesh_relay_core::Relay::new(relay_config(), relay_identity(), durable, now, EPOCH, rng);
+        r.core = Some(core.expect("a relay"));
+        self.drain_relay();
+    }
+
+    fn drain_relay(&mut self) {
+        let Some(r) = &mut self.relay else { return };
+        let Some(core) = &mut r.core else { return };
+        while let Some(event) = core.poll_event() {
+            if let shadowmesh_relay_core::Event::Save { state, .. } = event {
+                r.stored = state.to_vec();
+            }
+        }
+        let out: Vec<_> = std::iter::from_fn(|| core.poll_transmit()).collect();
+        for (to, bytes) in out {
+            self.launch(relay_address(), to, bytes);
+        }
+    }
+
+    fn relay_deadline(&self) -> Option<Time> {
+        self.relay.as_ref()?.core.as_ref()?.poll_timeout()
     }
 
     /// MACs of the nodes.
@@ -199,7 +306,7 @@ impl World {
     /// Invariant I5 is broken.
     pub fn launch(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         self.datagrams += 1;
-        self.eavesdrop(&bytes);
+        self.eavesdrop(from, to, &bytes);
         let lost = self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
         if self.trace {
             let what = bytes.first().copied().unwrap_or(0);
@@ -230,7 +337,10 @@ impl World {
     fn attack(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let mut copy = bytes.to_vec();
         if self.rng.below(2) == 0 {
-            let bit = self.rng.below(copy.len() as u64 * 8) as usize;
+            // The relay's MAC covers its header alone: a changed payload that arrives first takes the true one's
+            // counter (docs/THREATS.md), so here only headers towards the relay are changed.
+            let reach = if to == relay_address() { copy.len().min(32) } else { copy.len() };
+            let bit = self.rng.below(reach as u64 * 8) as usize;
             copy[bit / 8] ^= 1 << (bit % 8);
         }
         let elsewhere = SocketAddr::from(([203, 0, 113, 66], 666));
@@ -249,12 +359,27 @@ impl World {
     }
 
     /// What must hold for everything that is on the wire (I5).
-    fn eavesdrop(&mut self, bytes: &[u8]) {
+    fn eavesdrop(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         assert!(!bytes.windows(MARK.len()).any(|w| w == MARK), "I5: a payload in the clear on the wire");
-        if bytes[0] >> 6 == 0b10 {
+        let (by_relay, inner) = match bytes.first() {
+            Some(0xc1) => (true, &bytes[shadowmesh_wire::relay::RELAY_HEADER..]),
+            _ => (false, bytes),
+        };
+        // What the relay sends on was counted when it was sent to it.
+        if inner.first().is_some_and(|b| b >> 6 == 0b10) && !(by_relay && from == relay_address()) {
             let header =
-                shadowmesh_wire::data::DataHeader::parse(bytes).expect("I5: a malformed data packet");
-            assert!(self.seen.insert((header.index, header.counter)), "I5: an index and counter used twice");
+                shadowmesh_wire::data::DataHeader::parse(inner).expect("I5: a malformed data packet");
+            let handle =
+                if by_relay { u64::from_be_bytes(bytes[8..16].try_into().expect("8 bytes")) } else { 0 };
+            let slot = if handle == 0 && by_relay {
+                u64::from(bytes[7]) << 32 | u64::from(bytes[6])
+            } else {
+                handle
+            };
+            assert!(
+                self.seen.insert((to, slot, header.index, header.counter)),
+                "I5: an index and counter used twice"
+            );
         }
     }
 
@@ -268,7 +393,7 @@ impl World {
                         node.stored_facts = node.endpoint.node.facts().map(<[u8]>::to_vec).collect();
                     }
                     Event::SaveKeys => node.stored_keys = node.endpoint.node.own_keys(),
-                    other => self.events.push((n, format!("{other:?}"))),
+                    other => self.events.push((n, format!("{:.2} {other:?}", self.now.0 as f64 / 1e9))),
                 }
             }
             let now = self.now;
@@ -301,7 +426,12 @@ impl World {
     /// When the next thing happens.
     fn next(&self) -> Option<Time> {
         let flight = self.flights.peek().map(|Reverse((at, _))| *at);
-        self.nodes.iter().filter_map(|n| n.endpoint.deadline()).chain(flight).min()
+        self.nodes
+            .iter()
+            .filter_map(|n| n.endpoint.deadline())
+            .chain(flight)
+            .chain(self.relay_deadline())
+            .min()
     }
 
     /// Plays until a moment.
@@ -319,6 +449,13 @@ impl World {
                 if let Some(f) = self.in_flight.remove(&id) {
                     self.arrive(f);
                 }
+            }
+            if self.relay_deadline().is_some_and(|d| d <= self.now) {
+                let now = self.now;
+                if let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) {
+                    core.handle_timeout(now);
+                }
+                self.drain_relay();
             }
             for n in 0..self.nodes.len() {
                 if self.nodes[n].endpoint.deadline().is_some_and(|d| d <= self.now) {
@@ -340,7 +477,16 @@ impl World {
         self.run_until(self.now + d);
     }
 
-    fn arrive(&mut self, f: Flight) {
+    fn arrive(&mut self, mut f: Flight) {
+        let now = self.now;
+        if f.to == relay_address() {
+            let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return };
+            if let Some(to) = core.handle_in_place(now, f.from, &mut f.bytes) {
+                self.launch(relay_address(), to, f.bytes);
+            }
+            self.drain_relay();
+            return;
+        }
         let Some(n) = self.nodes.iter().position(|n| n.address == f.to) else { return };
         let now = self.now;
         let mut frames = vec![];

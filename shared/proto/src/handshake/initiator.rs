@@ -18,8 +18,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 /// An opening that has not ended by then has failed.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// CHALLENGEs answered in one opening.
-const MAX_CHALLENGES: u8 = 2;
+/// CHALLENGEs answered in one opening: the first, and new ones of a responder that has restarted.
+const MAX_CHALLENGES: u8 = 3;
 /// LEAF_REQUESTs under way at once.
 const LEAF_WINDOW: usize = 8;
 
@@ -201,6 +201,7 @@ pub struct Initiator {
     hash: Hash,
     state: State,
     challenges: u8,
+    repeats: u32,
     began: Time,
     repeat_at: Time,
     wait: Duration,
@@ -229,6 +230,7 @@ impl Initiator {
             hash,
             state: State::Hello,
             challenges: 0,
+            repeats: 0,
             began: now,
             repeat_at: now + wait,
             wait,
@@ -268,11 +270,25 @@ impl Initiator {
         self.repeat_at = now + self.wait;
         match &self.state {
             State::Hello => self.out.push_back(self.hello.emit()),
-            State::Leaf { .. } => self.request_parts(),
-            State::Response(sent) => self.out.extend(sent.datagrams.iter().cloned()),
+            State::Leaf { .. } => {
+                self.request_parts();
+                self.ask_for_a_cookie();
+            }
+            State::Response(sent) => {
+                self.out.extend(sent.datagrams.iter().cloned());
+                self.ask_for_a_cookie();
+            }
             State::Verifying { .. } | State::Done => {}
         }
         true
+    }
+
+    /// The responder may have restarted, or its cookie key have turned: after two repeats in vain, HELLO goes too.
+    fn ask_for_a_cookie(&mut self) {
+        self.repeats += 1;
+        if self.repeats >= 2 {
+            self.out.push_back(self.hello.emit());
+        }
     }
 
     /// Takes a CHALLENGE, ESTABLISHED, NEED_CERT or LEAF_REPLY with this opening's sid.
@@ -301,7 +317,7 @@ impl Initiator {
     fn on_challenge(&mut self, now: Time, c: &Challenge, rng: &mut Rng) -> Result<Progress, DropReason> {
         // A late CHALLENGE (a repeat of HELLO was answered twice) must not start the work again; a new one after
         // RESPONSE can only mean that the cookie had expired.
-        if !matches!(self.state, State::Hello | State::Response(_)) || c.sid != self.hello.sid {
+        if !matches!(self.state, State::Hello | State::Leaf { .. } | State::Response(_)) || c.sid != self.hello.sid {
             return Err(DropReason::UnknownHandshake);
         }
         if self.challenges >= MAX_CHALLENGES {
@@ -323,17 +339,28 @@ impl Initiator {
         if !self.config.suites.contains(&suite) {
             return Err(DropReason::BadSuite);
         }
-        if matches!(&self.state, State::Response(s) if s.cookie == choice.cookie || s.reply.is_some()) {
+        let known = match &self.state {
+            State::Response(s) => s.cookie == choice.cookie || s.reply.is_some(),
+            State::Leaf { challenge, .. } => challenge.choice.cookie == choice.cookie,
+            _ => false,
+        };
+        if known {
             return Err(DropReason::UnknownHandshake);
         }
         let solution = cookie::solve(&choice).ok_or(DropReason::OverLimit)?;
         self.challenges += 1;
+        self.repeats = 0;
         let challenge = Challenged { choice, suite, nonce_r: c.nonce, solution };
         self.restart_timer(now, rng);
         match self.config.leaf.clone() {
             Some(leaf) => self.respond(challenge, &leaf)?,
             None => {
-                self.state = State::Leaf { challenge, parts: None, next: 0 };
+                // Parts that are here already stay: what they hold is verified as a whole.
+                let parts = match std::mem::replace(&mut self.state, State::Done) {
+                    State::Leaf { parts, .. } => parts,
+                    _ => None,
+                };
+                self.state = State::Leaf { challenge, parts, next: 0 };
                 self.request_parts();
             }
         }
@@ -406,6 +433,7 @@ impl Initiator {
             return Err(DropReason::BadHandshake);
         }
         parts.add(header.index, &plain);
+        self.repeats = 0;
         if let Some(bundle) = parts.whole() {
             let State::Leaf { challenge, .. } = std::mem::replace(&mut self.state, State::Done) else {
                 return Ok(Progress::Pending);
