@@ -104,7 +104,7 @@ enum Command {
 
 /// Something that a helper thread found out.
 enum Found {
-    Work(WorkDone),
+    Work(Box<WorkDone>),
     Address { relay: u32, host: String, port: u16, address: Option<SocketAddr> },
 }
 
@@ -137,7 +137,7 @@ impl Engine {
             move || {
                 // Ends when the loop's end of the channel goes.
                 while let Ok(job) = work.recv() {
-                    if found.send(Found::Work(job.run())).is_err() {
+                    if found.send(Found::Work(Box::new(job.run()))).is_err() {
                         break;
                     }
                     waker.wake();
@@ -542,7 +542,7 @@ impl Loop {
         while let Ok(found) = self.findings.try_recv() {
             let now = self.now();
             match found {
-                Found::Work(done) => self.endpoint.handle_work(now, done),
+                Found::Work(done) => self.endpoint.handle_work(now, *done),
                 Found::Address { relay, address: Some(address), .. } => {
                     self.endpoint.node.set_relay_address(now, relay, address);
                     self.endpoint.settle(now);

@@ -533,7 +533,7 @@ mod tests {
         std::fs::create_dir_all(path.join("new/other")).unwrap();
         let state = State::open(&path).unwrap();
         assert!(!path.join("new/other").exists());
-        assert_eq!(state.network_names().unwrap(), [home.clone()]);
+        assert_eq!(state.network_names().unwrap(), std::slice::from_ref(&home));
         let saved = state.network(&home).unwrap().load().unwrap();
         assert_eq!(saved.facts, network(&seed).facts);
         assert_eq!(saved.meta, network(&seed).meta);

@@ -3,6 +3,7 @@
 use super::print::usage;
 use super::{At, NewInvite, start};
 use crate::config;
+use qrcode::render::unicode::Dense1x2;
 use shadowmesh_control::{
     CreateInvite, CreateNetwork, Invite, Join, Line, NetworkStatus, Problem, Revoke, Status,
 };
@@ -116,9 +117,11 @@ pub async fn invite(at: &At<'_>, new: NewInvite) -> Result<(), Problem> {
         at.printer.line(&invite.url);
     }
     if new.qr {
+        // Terminals are dark mostly: what is light in the picture is drawn.
         let code = qrcode::QrCode::with_error_correction_level(&invite.url, qrcode::EcLevel::L)
             .map_err(|e| Problem::failed(format!("the invite does not fit a QR code: {e}")))?;
-        at.printer.line(code.render::<qrcode::render::unicode::Dense1x2>().quiet_zone(true).build());
+        at.printer
+            .line(code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build());
     }
     Ok(())
 }

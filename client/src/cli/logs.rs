@@ -55,15 +55,17 @@ pub fn show(paths: &Paths, follow: bool) -> Result<(), Problem> {
             return Ok(());
         }
     }
+    if !follow {
+        return Ok(());
+    }
     let mut more = vec![];
-    while follow {
+    loop {
         more.clear();
         reader.read_to_end(&mut more).map_err(broken)?;
         // A pipe that was closed is the end that somebody wanted.
         if out.write_all(&more).and_then(|()| out.flush()).is_err() {
-            break;
+            return Ok(());
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    Ok(())
 }

@@ -181,15 +181,22 @@ pub async fn revoke(
     let revoked = engine.change(move |inside| {
         let node = network::find_peer(inside, &peer).ok_or(AdminError::Unknown)?;
         let name = inside.endpoint.node.roster().member(&node).map(|m| m.name().to_owned());
-        inside.endpoint.node.revoke(inside.now, &node, reason).map(|()| (node, name))
+        if node == inside.endpoint.node.id() {
+            return Ok(None);
+        }
+        inside.endpoint.node.revoke(inside.now, &node, reason).map(|()| Some((node, name)))
     });
     let (revoked, trouble) = revoked.await.map_err(gone)?;
-    let (node, called) = revoked.map_err(|e| match e {
+    let revoked = revoked.map_err(|e| match e {
         AdminError::Unknown => {
             Problem::new(Exit::Usage, format!("\"{network}\" has no member \"{}\"", asked.peer))
                 .fix("See who there is:  shadowmesh peers")
         }
         e => refused(&e),
+    })?;
+    let (node, called) = revoked.ok_or_else(|| {
+        Problem::new(Exit::Usage, format!("\"{}\" is this machine, and nobody revokes itself", asked.peer))
+            .fix("To leave the network:  shadowmesh leave")
     })?;
     stored(trouble)?;
     Ok(Json(serde_json::json!({

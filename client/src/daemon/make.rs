@@ -29,6 +29,12 @@ async fn step(lines: &Lines, what: &str, detail: String) {
     let _asker_went_away = lines.send(Line::Step(step)).await;
 }
 
+/// For people.
+fn ms(d: Duration) -> String {
+    let ms = d.as_secs_f64() * 1000.0;
+    if ms < 1.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+}
+
 fn crypto(what: &str) -> impl Fn(shadowmesh_crypto::Error) -> Problem + '_ {
     move |e| Problem::failed(format!("{what} could not be made: {e}"))
 }
@@ -91,7 +97,7 @@ pub async fn create(
         .ok_or_else(|| Problem::failed("the subnet has no free address"))?;
     step(&lines, "identity", format!("{device}  {}", node.short())).await;
 
-    let mut signed = |n: u64, body: Body, by_root: bool, subject: NodeId| {
+    let signed = |n: u64, body: Body, by_root: bool, subject: NodeId| {
         let key = if by_root { &root } else { &identity };
         Fact::sign(key, network, subject, n, unix, &body)
             .map(|f| f.into_fact().bytes().to_vec())
@@ -121,7 +127,7 @@ pub async fn create(
         };
         facts.push(signed(n as u64 + 2, Body::Access(access), false, url.relay)?);
         owners.push((url.relay, registered.owner));
-        let rtt = registered.rtt.map(|r| format!("  {} ms", r.as_millis())).unwrap_or_default();
+        let rtt = registered.rtt.map(|r| format!("  {}", ms(r))).unwrap_or_default();
         step(&lines, "relay", format!("{}{rtt}", url.address)).await;
     }
     if seed_is_new {
@@ -208,7 +214,7 @@ async fn first_peer(daemon: &Arc<Daemon>, name: &Name, peer: NodeId, called: &st
             shadowmesh_proto::handshake::Source::Udp(_) => "direct",
             shadowmesh_proto::handshake::Source::Relay { .. } => "through relay",
         };
-        step(lines, &format!("peer {called}"), format!("{how}, {} ms", pong.rtt.as_millis())).await;
+        step(lines, &format!("peer {called}"), format!("{how}, {}", ms(pong.rtt))).await;
     }
 }
 

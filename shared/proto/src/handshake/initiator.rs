@@ -317,7 +317,9 @@ impl Initiator {
     fn on_challenge(&mut self, now: Time, c: &Challenge, rng: &mut Rng) -> Result<Progress, DropReason> {
         // A late CHALLENGE (a repeat of HELLO was answered twice) must not start the work again; a new one after
         // RESPONSE can only mean that the cookie had expired.
-        if !matches!(self.state, State::Hello | State::Leaf { .. } | State::Response(_)) || c.sid != self.hello.sid {
+        if !matches!(self.state, State::Hello | State::Leaf { .. } | State::Response(_))
+            || c.sid != self.hello.sid
+        {
             return Err(DropReason::UnknownHandshake);
         }
         if self.challenges >= MAX_CHALLENGES {

@@ -69,7 +69,11 @@ fn main() {
         failures.extend(f);
     }
     for (seed, broken) in &failures {
-        let short: String = if worlds == 1 { format!("{broken}\n{:#?}", Plan::draw(*seed)) } else { broken.chars().take(700).collect() };
+        let short: String = if worlds == 1 {
+            format!("{broken}\n{:#?}", Plan::draw(*seed))
+        } else {
+            broken.chars().take(700).collect()
+        };
         println!("world {seed}: {short}");
     }
     println!(
