@@ -94,7 +94,8 @@ impl Inside<'_> {
     }
 }
 
-type Call = Box<dyn FnOnce(&mut Inside<'_>) + Send>;
+/// Runs inside; what it gives is run when everything that came of it is stored and sent.
+type Call = Box<dyn FnOnce(&mut Inside<'_>) -> Box<dyn FnOnce(Option<&str>)> + Send>;
 
 enum Command {
     Call(Call),
@@ -103,7 +104,7 @@ enum Command {
 
 /// Something that a helper thread found out.
 enum Found {
-    Work(WorkDone),
+    Work(Box<WorkDone>),
     Address { relay: u32, host: String, port: u16, address: Option<SocketAddr> },
 }
 
@@ -136,7 +137,7 @@ impl Engine {
             move || {
                 // Ends when the loop's end of the channel goes.
                 while let Ok(job) = work.recv() {
-                    if found.send(Found::Work(job.run())).is_err() {
+                    if found.send(Found::Work(Box::new(job.run()))).is_err() {
                         break;
                     }
                     waker.wake();
@@ -156,7 +157,7 @@ impl Engine {
         Ok(Engine { commands, waker, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Runs a function on the engine's thread.
+    /// Runs a function on the engine's thread; what it changed is stored when the answer is there.
     ///
     /// # Errors
     ///
@@ -165,9 +166,24 @@ impl Engine {
         &self,
         function: impl FnOnce(&mut Inside<'_>) -> R + Send + 'static,
     ) -> Result<R, Gone> {
+        self.change(function).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, and what could not be stored, in words.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`].
+    pub async fn change<R: Send + 'static>(
+        &self,
+        function: impl FnOnce(&mut Inside<'_>) -> R + Send + 'static,
+    ) -> Result<(R, Option<String>), Gone> {
         let (reply, answer) = oneshot::channel();
         let call: Call = Box::new(move |inside| {
-            let _asker_went_away = reply.send(function(inside));
+            let result = function(inside);
+            Box::new(move |trouble| {
+                let _asker_went_away = reply.send((result, trouble.map(str::to_owned)));
+            })
         });
         self.commands.try_send(Command::Call(call)).map_err(|_| Gone)?;
         self.waker.wake();
@@ -225,6 +241,7 @@ struct Loop {
     next_ping: u64,
     unsaved_facts: bool,
     unsaved_keys: bool,
+    unsaved_invites: bool,
     trouble: Option<String>,
     /// Names that did not resolve.
     unresolved: Vec<(u32, String, u16)>,
@@ -265,6 +282,7 @@ impl Loop {
             next_ping: 0,
             unsaved_facts: false,
             unsaved_keys: false,
+            unsaved_invites: false,
             trouble: None,
             unresolved: vec![],
             upkeep: Time(0),
@@ -399,17 +417,16 @@ impl Loop {
     }
 
     fn drain_once(&mut self) -> bool {
-        let (mut save_facts, mut save_keys) = (false, false);
+        let mut save = false;
         while let Some(event) = self.endpoint.poll_event() {
             match event {
-                Event::SaveRoster => save_facts = true,
-                Event::SaveKeys => save_keys = true,
+                Event::SaveRoster => (self.unsaved_facts, save) = (true, true),
+                Event::SaveKeys => (self.unsaved_keys, save) = (true, true),
+                Event::SaveInvites => (self.unsaved_invites, save) = (true, true),
                 other => self.tell(other),
             }
         }
-        if save_facts || save_keys {
-            self.unsaved_facts |= save_facts;
-            self.unsaved_keys |= save_keys;
+        if save {
             self.save();
         }
         while let Some((frame, _)) = self.endpoint.poll_frame() {
@@ -417,7 +434,7 @@ impl Loop {
                 debug!("{e}");
             }
         }
-        let unsaved = self.unsaved_facts || self.unsaved_keys;
+        let unsaved = self.unsaved();
         while let Some((to, datagram)) = self.endpoint.poll_transmit() {
             if unsaved {
                 // What is not durable must not be told. All of this is sent again by its own timers.
@@ -441,11 +458,20 @@ impl Loop {
         again
     }
 
-    /// Stores what has changed; durable when it returns, or noted to be tried again.
+    fn unsaved(&self) -> bool {
+        self.unsaved_facts || self.unsaved_keys || self.unsaved_invites
+    }
+
+    /// Stores what has changed; durable when it returns, or noted to be tried again. An invite is marked used before the
+    /// certificate that it led to is stored: the other way round, a crash between would let a second one in.
     fn save(&mut self) {
         let node = &self.endpoint.node;
         let mut result = Ok(());
-        if self.unsaved_keys {
+        if self.unsaved_invites {
+            result = self.files.save_invites(node.invites());
+            self.unsaved_invites = result.is_err();
+        }
+        if self.unsaved_keys && result.is_ok() {
             result = self.files.save_keys(&node.own_keys());
             self.unsaved_keys = result.is_err();
         }
@@ -468,7 +494,10 @@ impl Loop {
     fn tell(&mut self, event: Event) {
         let network = self.files.name();
         match event {
-            Event::SaveRoster | Event::SaveKeys => {}
+            Event::SaveRoster | Event::SaveKeys | Event::SaveInvites => {}
+            Event::Admitted { node, name } => {
+                info!(%network, peer = %name, node = %node.short(), "member was admitted")
+            }
             Event::Resolve { relay, host, port } => self.resolve(relay, host, port),
             Event::PeerUp(peer, _) => info!(%network, peer = %self.name_of(&peer), "peer is up"),
             Event::PeerDown(peer, why) => info!(%network, peer = %self.name_of(&peer), why, "peer is down"),
@@ -513,7 +542,7 @@ impl Loop {
         while let Ok(found) = self.findings.try_recv() {
             let now = self.now();
             match found {
-                Found::Work(done) => self.endpoint.handle_work(now, done),
+                Found::Work(done) => self.endpoint.handle_work(now, *done),
                 Found::Address { relay, address: Some(address), .. } => {
                     self.endpoint.node.set_relay_address(now, relay, address);
                     self.endpoint.settle(now);
@@ -532,7 +561,7 @@ impl Loop {
             match self.inbox.try_recv() {
                 Ok(Command::Call(call)) => {
                     let now = self.now();
-                    call(&mut Inside {
+                    let answer = call(&mut Inside {
                         endpoint: &mut self.endpoint,
                         now,
                         unix: self.clock.unix(),
@@ -543,6 +572,7 @@ impl Loop {
                     });
                     self.endpoint.settle(now);
                     self.drain();
+                    answer(self.trouble.as_deref());
                 }
                 // Nobody holds the other end: as if told to end.
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => {
@@ -561,7 +591,7 @@ impl Loop {
     /// The clock, and what did not work before.
     fn keep_up(&mut self, now: Time) {
         self.endpoint.node.set_wall(now, self.clock.unix());
-        if self.unsaved_facts || self.unsaved_keys {
+        if self.unsaved() {
             self.save();
         }
         for (relay, host, port) in std::mem::take(&mut self.unresolved) {

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod engine;
+pub mod errand;
 pub mod logging;
 pub mod paths;
 pub mod state;

@@ -3,6 +3,7 @@
 //! ```text
 //! seed                     32 bytes
 //! operator                 user id (text) of who may change things, besides the configuration's
+//! incarnations             JSON: which identity comes next in networks that this node was revoked in
 //! networks/<name>/genesis  as the network hashes it
 //!                /facts    each with its length (u32) before it
 //!                /keys     leaf and pseudonym keys
@@ -18,8 +19,9 @@ use shadowmesh_control::{Exit, Problem};
 use shadowmesh_crypto::Secret;
 use shadowmesh_host::store::{Dir, StoreError};
 use shadowmesh_identity::book::InviteBook;
-use shadowmesh_identity::{Genesis, Name, NodeId, ParseError, Seed};
+use shadowmesh_identity::{Genesis, Name, NetworkId, NodeId, ParseError, Seed};
 use shadowmesh_proto::{OwnKeys, SavedLeaf};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -161,6 +163,49 @@ impl State {
         let seed = Seed::random();
         self.dir.write("seed", seed.secret().expose()).map_err(|e| problem(&e))?;
         Ok(seed)
+    }
+
+    /// Stores a master seed where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Problem`], also when there is one.
+    pub fn store_seed(&self, seed: &Seed) -> Result<(), Problem> {
+        if self.seed()?.is_some() {
+            return Err(Problem::failed(
+                "this machine has a master seed already, and it is never overwritten",
+            ));
+        }
+        self.dir.write("seed", seed.secret().expose()).map_err(|e| problem(&e))
+    }
+
+    /// Which identity of the seed comes next in a network: after a revocation, another one.
+    ///
+    /// # Errors
+    ///
+    /// [`Problem`].
+    pub fn incarnation(&self, network: &NetworkId) -> Result<u32, Problem> {
+        Ok(self.incarnations()?.get(&network.to_string()).copied().unwrap_or(0))
+    }
+
+    /// Remembers that number.
+    ///
+    /// # Errors
+    ///
+    /// [`Problem`].
+    pub fn set_incarnation(&self, network: &NetworkId, next: u32) -> Result<(), Problem> {
+        let mut all = self.incarnations()?;
+        all.insert(network.to_string(), next);
+        let bytes = serde_json::to_vec(&all).unwrap_or_default();
+        self.dir.write("incarnations", &bytes).map_err(|e| problem(&e))
+    }
+
+    fn incarnations(&self) -> Result<BTreeMap<String, u32>, Problem> {
+        match self.dir.read("incarnations").map_err(|e| problem(&e))? {
+            Some(stored) => serde_json::from_slice(&stored.bytes)
+                .map_err(|e| malformed(&self.path().join("incarnations"), &e)),
+            None => Ok(BTreeMap::new()),
+        }
     }
 
     /// Who may change things besides root, as the first network's maker.
@@ -488,7 +533,7 @@ mod tests {
         std::fs::create_dir_all(path.join("new/other")).unwrap();
         let state = State::open(&path).unwrap();
         assert!(!path.join("new/other").exists());
-        assert_eq!(state.network_names().unwrap(), [home.clone()]);
+        assert_eq!(state.network_names().unwrap(), std::slice::from_ref(&home));
         let saved = state.network(&home).unwrap().load().unwrap();
         assert_eq!(saved.facts, network(&seed).facts);
         assert_eq!(saved.meta, network(&seed).meta);

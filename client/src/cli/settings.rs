@@ -1,4 +1,4 @@
-//! `config show` and `config check`: they need no daemon.
+//! `config show`, `config check`, `version`: what needs no daemon.
 
 use super::print::Printer;
 use crate::config::Config;
@@ -31,5 +31,22 @@ pub fn check(file: &Path, printer: &Printer) -> Result<(), Problem> {
     } else {
         printer.step("right", &file.display().to_string());
     }
+    Ok(())
+}
+
+pub fn version(printer: &Printer) -> Result<(), Problem> {
+    let version = env!("CARGO_PKG_VERSION");
+    if printer.json {
+        printer.object(&serde_json::json!({ "schema": "shadowmesh/version/1", "version": version }));
+    } else {
+        printer.line(format!("shadowmesh {version}"));
+    }
+    Ok(())
+}
+
+/// Bytes as they are. A pipe that was closed is no error.
+pub fn raw(bytes: &[u8]) -> Result<(), Problem> {
+    use std::io::Write;
+    let _closed = std::io::stdout().write_all(bytes);
     Ok(())
 }

@@ -1,12 +1,16 @@
-//! `status`, `peers`, `ping`: what is so.
+//! The commands that look: `status`, `peers`, `ping` and the lists.
 
-use super::print::{Printer, age, rtt, table};
-use shadowmesh_control::{Client, Line, NetworkStatus, PeerStatus, Ping, PingReply, Problem, Status};
+use super::At;
+use super::print::{age, rtt, table};
+use shadowmesh_control::{
+    Identity, Invites, Line, NetworkStatus, PeerStatus, Ping, PingReply, Problem, Status,
+};
 
-pub async fn status(client: &Client, wanted: Option<&str>, printer: &Printer) -> Result<(), Problem> {
-    let mut status: Status = client.get("/v1/status").await?;
-    if let Some(name) = wanted {
-        super::network(client, Some(name)).await?;
+pub async fn status(at: &At<'_>) -> Result<(), Problem> {
+    let printer = at.printer;
+    let mut status: Status = at.client.get("/v1/status").await?;
+    if at.wanted.is_some() {
+        let name = at.network().await?;
         status.networks.retain(|n| n.name == name);
     }
     if printer.json {
@@ -81,9 +85,9 @@ fn row(p: &PeerStatus) -> Vec<String> {
     ]
 }
 
-pub async fn peers(client: &Client, wanted: Option<&str>, printer: &Printer) -> Result<(), Problem> {
-    let name = super::network(client, wanted).await?;
-    let network: NetworkStatus = client.get(&format!("/v1/networks/{name}")).await?;
+pub async fn peers(at: &At<'_>) -> Result<(), Problem> {
+    let printer = at.printer;
+    let network: NetworkStatus = at.client.get(&at.path("").await?).await?;
     if printer.json {
         printer.object(&serde_json::json!({
             "schema": "shadowmesh/peers/1", "network": network.name, "peers": network.peers,
@@ -109,18 +113,14 @@ pub async fn peers(client: &Client, wanted: Option<&str>, printer: &Printer) -> 
     Ok(())
 }
 
-pub async fn ping(
-    client: &Client,
-    wanted: Option<&str>,
-    peer: &str,
-    count: u32,
-    printer: &Printer,
-) -> Result<(), Problem> {
-    let name = super::network(client, wanted).await?;
+pub async fn ping(at: &At<'_>, peer: &str, count: u32) -> Result<(), Problem> {
+    let printer = at.printer;
+    let path = at.path("/ping").await?;
     let asked = Ping { peer: peer.to_owned(), count };
     let mut replies = vec![];
-    let result = client
-        .stream(&format!("/v1/networks/{name}/ping"), &asked, |line| {
+    let result = at
+        .client
+        .stream(&path, &asked, |line| {
             if let Line::Reply(reply) = line {
                 if !printer.json {
                     printer.line(reply_line(peer, &reply));
@@ -145,4 +145,109 @@ fn reply_line(peer: &str, r: &PingReply) -> String {
         }
         _ => format!("{peer}  no answer"),
     }
+}
+
+pub async fn networks(at: &At<'_>) -> Result<(), Problem> {
+    let status: Status = at.client.get("/v1/status").await?;
+    let object = |n: &NetworkStatus| {
+        serde_json::json!({
+            "name": n.name, "id": n.id, "up": n.up, "interface": n.interface, "subnet4": n.subnet4,
+            "members": n.peers.len() + 1,
+        })
+    };
+    if at.printer.json {
+        let networks: Vec<_> = status.networks.iter().map(object).collect();
+        at.printer
+            .object(&serde_json::json!({ "schema": "shadowmesh/network-list/1", "networks": networks }));
+        return Ok(());
+    }
+    let rows: Vec<_> = status
+        .networks
+        .iter()
+        .map(|n| {
+            let state = if n.up { "up" } else { "down" };
+            let members = if n.up { (n.peers.len() + 1).to_string() } else { "—".into() };
+            vec![n.name.clone(), state.into(), n.interface.clone(), n.subnet4.clone(), members]
+        })
+        .collect();
+    for line in table(&["NETWORK", "STATE", "INTERFACE", "SUBNET", "MEMBERS"], &rows) {
+        at.printer.line(line);
+    }
+    Ok(())
+}
+
+pub async fn network(at: &At<'_>) -> Result<(), Problem> {
+    let n: NetworkStatus = at.client.get(&at.path("").await?).await?;
+    if at.printer.json {
+        at.printer.object(&serde_json::json!({ "schema": "shadowmesh/network-show/1", "network": n }));
+        return Ok(());
+    }
+    let ends = n.certificate_ends.clone().unwrap_or("—".into());
+    let relays: Vec<_> = n.relays.iter().map(|r| r.place.clone()).collect();
+    for (what, value) in [
+        ("name", n.name.clone()),
+        ("id", n.id.clone()),
+        ("state", if n.up { "up".into() } else { "down".to_owned() }),
+        ("subnet", n.subnet4.clone()),
+        ("interface", format!("{}, MTU {}", n.interface, n.mtu)),
+        ("this machine", format!("{} ({})", n.device, n.roles)),
+        ("node", n.node.clone()),
+        ("addresses", format!("{}  {}", n.ipv4.as_deref().unwrap_or("—"), n.ipv6)),
+        ("certificate", format!("until {ends}")),
+        ("listens", n.listen.join(", ")),
+        ("relays", if relays.is_empty() { "—".into() } else { relays.join(", ") }),
+        ("members", if n.up { (n.peers.len() + 1).to_string() } else { "—".into() }),
+    ] {
+        at.printer.line(format!("{what:<13} {value}").trim_end());
+    }
+    for problem in &n.problems {
+        at.printer.warning(problem);
+    }
+    Ok(())
+}
+
+pub async fn invites(at: &At<'_>) -> Result<(), Problem> {
+    let list: Invites = at.client.get(&at.path("/invites").await?).await?;
+    if at.printer.json {
+        at.printer.object(&list);
+        return Ok(());
+    }
+    let rows: Vec<_> = list
+        .invites
+        .iter()
+        .map(|i| {
+            let kind = if i.reusable { "several" } else { "one use" };
+            let by = if i.used_by.is_empty() { "—".into() } else { i.used_by.join(", ") };
+            let name = i.name.clone().unwrap_or("—".into());
+            vec![i.id.clone(), name, i.state.clone(), kind.into(), i.expires.clone(), by]
+        })
+        .collect();
+    for line in table(&["INVITE", "FOR", "STATE", "GOOD FOR", "UNTIL", "USED BY"], &rows) {
+        at.printer.line(line);
+    }
+    Ok(())
+}
+
+pub async fn identity(at: &At<'_>) -> Result<(), Problem> {
+    let identity: Identity = at.client.get("/v1/identity").await?;
+    if at.printer.json {
+        at.printer.object(&identity);
+        return Ok(());
+    }
+    if !identity.seed {
+        at.printer.line("This machine has no identity yet; it is made with the first network.");
+        return Ok(());
+    }
+    let rows: Vec<_> = identity
+        .networks
+        .iter()
+        .map(|n| {
+            let root = if n.root { "yes" } else { "no" };
+            vec![n.network.clone(), n.device.clone(), n.node.clone(), root.into()]
+        })
+        .collect();
+    for line in table(&["NETWORK", "NAME", "NODE", "ROOT KEY HERE"], &rows) {
+        at.printer.line(line);
+    }
+    Ok(())
 }

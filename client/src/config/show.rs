@@ -120,7 +120,7 @@ fn duration(d: Duration) -> String {
     let ms = d.as_millis();
     [(3_600_000, "h"), (60_000, "m"), (1000, "s")]
         .iter()
-        .find(|(n, _)| ms % n == 0 && ms >= *n)
+        .find(|(n, _)| ms.is_multiple_of(*n) && ms >= *n)
         .map_or_else(|| format!("{ms}ms"), |(n, unit)| format!("{}{unit}", ms / n))
 }
 

@@ -1,6 +1,6 @@
 //! The control API's server: who may ask what, and the answers.
 
-use super::{Daemon, network};
+use super::{Daemon, admin, make, network};
 use crate::engine::Engine;
 use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
@@ -8,11 +8,12 @@ use axum::extract::{Path, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use shadowmesh_control::{
-    Exit, HOST, Identity, Line, NetworkIdentity, NetworkStatus, Ping, PingReply, Problem, Status,
+    CreateNetwork, Exit, HOST, Identity, Join, Line, NetworkIdentity, NetworkStatus, Ping, PingReply,
+    Problem, Status,
 };
 use shadowmesh_host::peercred::{self, PeerCred};
 use shadowmesh_host::privilege;
@@ -31,7 +32,7 @@ const PING_WAIT: Duration = Duration::from_secs(5);
 /// Between pings.
 const PING_EVERY: Duration = Duration::from_secs(1);
 
-type Shared = State<Arc<Daemon>>;
+pub(super) type Shared = State<Arc<Daemon>>;
 
 /// A problem as an answer.
 pub struct Refused(pub Problem);
@@ -69,7 +70,16 @@ pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener) {
         .route("/v1/status", get(status))
         .route("/v1/identity", get(identity))
         .route("/v1/shutdown", post(shutdown))
-        .route("/v1/networks/{network}", get(one_network))
+        .route("/v1/identity/backup", post(admin::backup))
+        .route("/v1/identity/restore", post(admin::restore))
+        .route("/v1/networks", post(create))
+        .route("/v1/join", post(join))
+        .route("/v1/networks/{network}", get(one_network).delete(admin::leave))
+        .route("/v1/networks/{network}/up", post(admin::up))
+        .route("/v1/networks/{network}/down", post(admin::down))
+        .route("/v1/networks/{network}/invites", get(admin::invites).post(admin::create_invite))
+        .route("/v1/networks/{network}/invites/{id}", delete(admin::cancel_invite))
+        .route("/v1/networks/{network}/revoke", post(admin::revoke))
         .route("/v1/networks/{network}/ping", post(ping))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(daemon.clone(), guard))
@@ -158,13 +168,26 @@ async fn one_network(
     State(daemon): Shared,
     Path(name): Path<String>,
 ) -> Result<Json<NetworkStatus>, Refused> {
+    Ok(Json(status_of(&daemon, &name).await?))
+}
+
+/// What is shown of one network.
+pub(super) async fn status_of(daemon: &Daemon, name: &str) -> Result<NetworkStatus, Problem> {
     let (resting, engine) = {
         let networks = daemon.networks.lock().await;
         let network =
-            name.parse::<Name>().ok().and_then(|n| networks.get(&n)).ok_or_else(|| no_network(&name))?;
+            name.parse::<Name>().ok().and_then(|n| networks.get(&n)).ok_or_else(|| no_network(name))?;
         (network.resting(), network.engine.clone())
     };
-    Ok(Json(super::show(resting, engine).await))
+    Ok(super::show(resting, engine).await)
+}
+
+async fn create(State(daemon): Shared, Json(asked): Json<CreateNetwork>) -> Response {
+    stream(move |lines| make::create(daemon, asked, lines))
+}
+
+async fn join(State(daemon): Shared, Json(asked): Json<Join>) -> Response {
+    stream(move |lines| make::join(daemon, asked, lines))
 }
 
 async fn identity(State(daemon): Shared) -> Result<Json<Identity>, Refused> {

@@ -4,7 +4,9 @@
 //! The order is: configuration and state are read; devices, sockets and the control socket are opened; the directories
 //! are handed over; the user is changed; only then do threads start.
 
+mod admin;
 mod control;
+mod make;
 mod network;
 
 use crate::config::Config;
@@ -39,8 +41,9 @@ pub struct Daemon {
     paths: Paths,
     config: RwLock<Config>,
     networks: Mutex<BTreeMap<Name, Network>>,
+    /// Held while a network is made, joined or left.
+    making: Mutex<()>,
     netlink: Netlink,
-    clock: Clock,
     since: String,
     /// Who started it; may change things, too, when that was not root.
     started_by: u32,
@@ -103,17 +106,16 @@ pub fn run(paths: Paths) -> Result<(), Problem> {
         .map_err(|e| Problem::failed(format!("the control plane could not start: {e}")))?;
     runtime.block_on(async move {
         let (ended, endings) = mpsc::unbounded_channel();
-        let clock = Clock::new();
         let daemon = Arc::new(Daemon {
             netlink: Netlink::new().map_err(|e| Problem::failed(e.to_string()))?,
-            since: rfc3339(clock.unix()),
+            since: rfc3339(Clock::new().unix()),
             networks: Mutex::default(),
+            making: Mutex::default(),
             config: RwLock::new(config),
             stop: Notify::new(),
             started_by: started_by.as_raw(),
             state,
             paths,
-            clock,
             ended,
         });
         for (network, setup) in opened {
@@ -212,6 +214,21 @@ impl Daemon {
                 self.networks.lock().await.insert(name.clone(), failed);
                 Err(p)
             }
+        }
+    }
+
+    /// Ends a network's packet loop; what is stored stays.
+    async fn close(&self, name: &Name, why: &str) {
+        let engine = {
+            let mut networks = self.networks.lock().await;
+            let Some(network) = networks.get_mut(name) else { return };
+            network.failure = Some(Problem::failed(why));
+            (network.ipv4, network.warnings) = (None, vec![]);
+            network.engine.take()
+        };
+        if let Some(engine) = engine {
+            // The loop says goodbye and stores; the last of its holders closes the device.
+            let _panicked = tokio::task::spawn_blocking(move || engine.stop()).await;
         }
     }
 

@@ -4,8 +4,8 @@ use crate::config::{self, Config, PeerName};
 use crate::engine::{Engine, Inside, PATH_MTU, Setup};
 use crate::state::{self, Meta, NetworkState, State};
 use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, rfc3339};
+use shadowmesh_crypto::Secret;
 use shadowmesh_crypto::aead::Suite;
-use shadowmesh_crypto::{Hash, Secret};
 use shadowmesh_host::netlink::{self, Netlink, NetlinkError};
 use shadowmesh_host::tap::{Tap, TapError, TapOptions};
 use shadowmesh_host::udp::{Udp, UdpError};
@@ -70,11 +70,15 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh up") } else { p }
     })?;
     let endpoints = endpoints(&wanted, &id, &saved.facts, node);
+    let root = meta.root.map(|n| seed.root_key(n)).transpose();
+    let root = root.map_err(|e| Problem::failed(format!("the root key could not be made: {e}")))?;
     let node_config = NodeConfig {
         genesis: genesis.clone(),
         identity: Arc::new(identity),
         facts: saved.facts,
         keys: saved.keys,
+        root: root.map(Arc::new),
+        invites: saved.invites,
         suites: config.crypto.preferred(),
         mtu: wanted.mtu.into(),
         path_mtu: PATH_MTU,
@@ -231,7 +235,7 @@ pub fn roles(roles: Roles) -> String {
 
 /// Fills in what only the engine's thread knows.
 pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus {
-    let (endpoint, now, unix) = (&*inside.endpoint, inside.now, inside.unix);
+    let (endpoint, now) = (&*inside.endpoint, inside.now);
     let node = &endpoint.node;
     status.up = true;
     status.problems.extend(inside.trouble.map(str::to_owned));
@@ -292,7 +296,6 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
     let mut drops = endpoint.drops();
     drops.add(inside.drops);
     status.drops = drops.nonzero().map(|(reason, n)| (reason.label().to_owned(), n)).collect();
-    let _clock = unix;
     status
 }
 
@@ -314,14 +317,6 @@ pub fn find_peer(inside: &Inside<'_>, text: &str) -> Option<NodeId> {
     let mut found =
         roster.members().map(|m| m.id).filter(|id| text.len() >= 19 && id.to_string().starts_with(text));
     found.next().filter(|_| found.next().is_none())
-}
-
-/// A hash from its hexadecimal form.
-pub fn hash_from_hex(text: &str) -> Option<Hash> {
-    let digit = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
-    let bytes: Option<Vec<u8>> =
-        text.as_bytes().chunks(2).map(|c| Some(digit(*c.first()?)? << 4 | digit(*c.get(1)?)?)).collect();
-    bytes?.try_into().ok()
 }
 
 /// What the device is to have, compared with what it has: addresses come and go with the routes of this machine.
@@ -416,13 +411,5 @@ mod tests {
         assert!(!overlaps(net("10.83.0.0", 16), net("10.84.0.0", 16)));
         assert!(overlaps(net("0.0.0.0", 0), net("10.84.0.0", 16)));
         assert!(!overlaps(net("10.0.0.1", 32), net("10.0.0.2", 32)));
-    }
-
-    #[test]
-    fn hex_is_a_hash_or_nothing() {
-        assert_eq!(hash_from_hex(&"ab".repeat(32)), Some([0xAB; 32]));
-        for bad in ["", "zz", &"ab".repeat(31), &format!("{}a", "ab".repeat(31)), &"é".repeat(32)] {
-            assert_eq!(hash_from_hex(bad), None);
-        }
     }
 }

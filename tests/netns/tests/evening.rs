@@ -1,0 +1,247 @@
+//! The first minute, as a person does it: a relay, a network, an invite, a second machine; then what an admin does.
+#![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use shadowmesh_netns_tests::{Host, Lab, Process, wait_until};
+
+const SECONDS: fn(u64) -> Duration = Duration::from_secs;
+
+/// A machine on which commands are given.
+struct Machine {
+    host: Host,
+    directory: PathBuf,
+}
+
+impl Machine {
+    /// A command, to its end: exit code and all that it said.
+    fn say(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = self.host.command(Lab::binary("shadowmesh"));
+        command.args(arguments).env("SHADOWMESH_DIR", &self.directory).env("SHADOWMESH_ALLOW_ROOT", "1");
+        command.stdin(std::process::Stdio::null());
+        let output = command.output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let shown: String = text.chars().take(1500).collect();
+        println!("{}$ shadowmesh {}\n{shown}", self.host.name(), arguments.join(" "));
+        (output.status.code().unwrap(), text)
+    }
+
+    fn must(&self, arguments: &[&str]) -> String {
+        let (code, text) = self.say(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {text}\n{}", self.log());
+        text
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let (_, text) = self.say(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {text}"))
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("state/daemon.log")).unwrap_or_default()
+    }
+
+    fn address(&self) -> String {
+        self.json(&["status"])["networks"][0]["ipv4"].as_str().unwrap().to_owned()
+    }
+}
+
+struct Evening {
+    machines: Vec<Machine>,
+    relay: Process,
+    urls: Vec<String>,
+    _lab: Lab,
+}
+
+/// Machines behind routers that masquerade, so that only the relay can be reached; and the relay.
+fn evening(test: &str, names: &[&str]) -> Evening {
+    let mut lab = Lab::new(test);
+    let (internet, vps) = (lab.router("net"), lab.host("vps"));
+    lab.wire(&vps, &["203.0.113.2/24"], &internet, &["203.0.113.1/24"]);
+    vps.default_route("203.0.113.1");
+    let mut machines = vec![];
+    for (i, name) in names.iter().enumerate() {
+        let (host, nat) = (lab.host(name), lab.router(&format!("nat{i}")));
+        lab.wire(&host, &["192.168.1.2/24"], &nat, &["192.168.1.1/24"]);
+        let wire = lab.wire(&nat, &[&format!("198.51.{i}.2/24")], &internet, &[&format!("198.51.{i}.1/24")]);
+        host.default_route("192.168.1.1");
+        nat.default_route(&format!("198.51.{i}.1"));
+        nat.masquerade(&wire.a, true);
+        machines.push(Machine { host, directory: lab.directory().join(name) });
+    }
+    let relay = vps.spawn("relay", Lab::binary("plain-relay"), &["203.0.113.2:443"], &[]);
+    let said = relay.wait_for("ready", SECONDS(10));
+    let urls = said.lines().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect();
+    Evening { machines, relay, urls, _lab: lab }
+}
+
+#[test]
+fn the_first_minute_and_what_an_admin_does() {
+    let e = evening("the first minute", &["laptop", "pi"]);
+    let (laptop, pi) = (&e.machines[0], &e.machines[1]);
+
+    // Nothing runs, and that is said with what to do.
+    let (code, text) = laptop.say(&["status"]);
+    assert_eq!((code, text.lines().next()), (3, Some("error: the daemon is not running.")));
+
+    let text = laptop.must(&["network", "create", "home", "--relay", &e.urls[0], "--device", "laptop"]);
+    for part in [
+        "✓ daemon",
+        "✓ identity",
+        "✓ relay         203.0.113.2:443",
+        "✓ network       home",
+        "✓ up            sm-home  10.",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // The relay's URL was good once.
+    let (code, text) = laptop.say(&["network", "create", "other", "--relay", &e.urls[0]]);
+    assert!(code == 6 && text.contains("token was used already"), "{text}");
+    assert_eq!(laptop.json(&["network", "list"])["networks"].as_array().unwrap().len(), 1);
+    let (code, text) = laptop.say(&["network", "create", "home"]);
+    assert!(code == 1 && text.contains("there is a network called \"home\" here already"), "{text}");
+
+    // The relay link stands soon; then the invite, as a URL and as a picture.
+    wait_until("the relay link", SECONDS(10), || {
+        (laptop.json(&["status"])["networks"][0]["relays"][0]["up"] == true).then_some(())
+    });
+    let text = laptop.must(&["invite", "pi", "--qr", "--expires", "1h"]);
+    let url = text.lines().next().unwrap().to_owned();
+    assert!(url.starts_with("shadowmesh://join/") && text.contains("█"), "{text}");
+    let list = laptop.json(&["invite", "list"]);
+    assert_eq!((&list["invites"][0]["name"], &list["invites"][0]["state"]), (&"pi".into(), &"open".into()));
+
+    let text = pi.must(&["join", &url]);
+    for part in [
+        "✓ invite        home, from laptop",
+        "✓ certificate   verified",
+        "✓ peer laptop   through relay",
+        "✓ up            sm-home  10.",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (a, b) = (laptop.address(), pi.address());
+    laptop.host.must_reach(&b, 10);
+    pi.host.must_reach(&a, 10);
+    let text = pi.must(&["status"]);
+    assert!(text.contains("1 of 1 peers reachable") && text.contains("relay  203.0.113.2:443"), "{text}");
+    let text = laptop.must(&["ping", "pi", "-c", "1"]);
+    assert!(text.contains("relay  203.0.113.2:443"), "{text}");
+
+    // The invite was good once, and says by whom.
+    assert_eq!(laptop.json(&["invite", "list"])["invites"][0]["state"], "used");
+    pi.must(&["leave", "--yes"]);
+    let (code, text) = pi.say(&["join", "shadowmesh://join/AQAA"]);
+    assert!(code == 2 && text.contains("incomplete or mistyped"), "{text}");
+    // The same machine may use it again: it is who used it.
+    pi.must(&["join", &url]);
+    laptop.host.must_reach(&pi.address(), 10);
+
+    // Down and up again, in either order.
+    pi.must(&["down"]);
+    assert_eq!(pi.say(&["peers"]).0, 3);
+    let text = pi.must(&["up"]);
+    assert!(text.contains("started in the background") && text.contains("✓ up"), "{text}");
+    laptop.host.must_reach(&pi.address(), 20);
+    pi.must(&["down", "--network", "home"]);
+    assert_eq!(pi.json(&["network", "list"])["networks"][0]["up"], false);
+    pi.must(&["up"]);
+    laptop.host.must_reach(&pi.address(), 20);
+
+    // Revoked: cut off at once, and told so.
+    let (code, text) = laptop.say(&["revoke", "pi"]);
+    assert!(code == 2 && text.contains("--yes"), "{text}");
+    laptop.must(&["revoke", "pi", "--reason", "lost", "--yes"]);
+    wait_until("the end of the session", SECONDS(3), || {
+        laptop.host.ping(&b, 1).rtt_ms.is_empty().then_some(())
+    });
+    let (code, text) = laptop.say(&["revoke", "laptop", "--yes"]);
+    assert!(code != 0, "{text}");
+    assert_eq!(laptop.json(&["peers"])["peers"].as_array().unwrap().len(), 0);
+    drop(e.relay);
+}
+
+#[test]
+fn who_is_late_or_wrong_hears_why() {
+    let e = evening("late or wrong", &["laptop", "pi", "pi2"]);
+    let (laptop, pi, pi2) = (&e.machines[0], &e.machines[1], &e.machines[2]);
+    laptop.must(&[
+        "network",
+        "create",
+        "home",
+        "--relay",
+        &e.urls[0],
+        "--subnet",
+        "10.99.0.0/16",
+        "--device",
+        "laptop",
+    ]);
+    wait_until("the relay link", SECONDS(10), || {
+        (laptop.json(&["status"])["networks"][0]["relays"][0]["up"] == true).then_some(())
+    });
+    let url = laptop.must(&["invite", "pi"]).trim().to_owned();
+    pi.must(&["join", &url]);
+    assert!(pi.address().starts_with("10.99."));
+    let (code, text) = pi2.say(&["join", &url]);
+    assert!(code == 6 && text.contains("was used"), "{text}");
+    // Nothing was left behind by that.
+    assert_eq!(pi2.json(&["network", "list"])["networks"].as_array().unwrap().len(), 0);
+
+    // Cancelled.
+    let url = laptop.must(&["invite", "pi2"]).trim().to_owned();
+    let list = laptop.json(&["invite", "list"]);
+    let open = list["invites"].as_array().unwrap().iter().find(|i| i["state"] == "open").unwrap();
+    laptop.must(&["invite", "cancel", open["id"].as_str().unwrap()]);
+    let (code, text) = pi2.say(&["join", &url]);
+    assert!(code == 5 || code == 6, "{text}");
+
+    // A member is no admin.
+    let (code, text) = pi.say(&["invite"]);
+    assert!(code == 6 && text.contains("only an admin"), "{text}");
+
+    // Three machines, and the admin away: the others still reach each other.
+    let url = laptop.must(&["invite", "pi2", "--reusable"]).trim().to_owned();
+    pi2.must(&["join", &url, "--name", "second-pi"]);
+    pi.host.must_reach(&pi2.address(), 20);
+    laptop.must(&["down"]);
+    pi.host.must_reach(&pi2.address(), 5);
+    let (code, text) = pi.say(&["ping", "laptop", "-c", "1"]);
+    assert!(code == 5 && text.contains("no answer"), "{text}");
+}
+
+#[test]
+fn commands_that_need_no_daemon() {
+    let mut lab = Lab::new("no daemon");
+    let machine = Machine { host: lab.host("a"), directory: lab.directory().join("a") };
+    assert!(machine.must(&["version"]).starts_with("shadowmesh "));
+    assert_eq!(machine.json(&["version"])["schema"], "shadowmesh/version/1");
+    assert!(machine.must(&["completion", "bash"]).contains("_shadowmesh"));
+    assert!(machine.must(&["man"]).contains(".TH"));
+    assert!(machine.must(&["config", "show"]).contains("rekey: 2m  # default"));
+    assert_eq!(machine.json(&["config", "show"])["crypto"]["rekey"], 120.0);
+    std::fs::create_dir_all(&machine.directory).unwrap();
+    let file = machine.directory.join("config.yaml");
+    std::fs::write(&file, "networks:\n  home:\n    mtu: 20000\n").unwrap();
+    for arguments in [&["config", "check"][..], &["daemon"], &["up"]] {
+        let (code, text) = machine.say(arguments);
+        let said = format!(
+            "error: {}, line 3: `networks.home.mtu` is 20000; a whole number from 1280 to 9216 is allowed.\n",
+            file.display()
+        );
+        assert_eq!((code, text), (7, said), "{arguments:?}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(machine.say(&["config", "check"]).0, 7);
+    for arguments in [&["nonsense"][..], &["join"], &["ping", "x", "-c", "y"]] {
+        assert_eq!(machine.say(arguments).0, 2, "{arguments:?}");
+    }
+    // As root, without the user that it would become: refused, with what makes it.
+    if nix::unistd::User::from_name("shadowmesh").unwrap().is_none() {
+        let mut command = machine.host.command(Lab::binary("shadowmesh"));
+        let output = command.arg("daemon").env("SHADOWMESH_DIR", &machine.directory).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(4) && text.contains("scripts/install"), "{text}");
+    }
+}
