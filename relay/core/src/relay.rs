@@ -303,6 +303,13 @@ impl Relay {
         }
     }
 
+    /// Other bounds from now on; who is in stays in. Suites, and rates of handshakes and of whoever is in, stay as they
+    /// are.
+    pub fn set_limits(&mut self, config: Config) {
+        let (suites, handshake_rate) = (std::mem::take(&mut self.config.suites), self.config.handshake_rate);
+        self.config = Config { suites, handshake_rate, ..config };
+    }
+
     /// The wall clock says so now; call it now and then, as clocks are set.
     pub fn set_clock(&mut self, now: Time, unix: u64) {
         self.wall = (now, unix);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 /// Chunks asked for and not yet here.
 pub(crate) const WINDOW: usize = 8;
-const REPEAT: Duration = Duration::from_millis(400);
+/// An answer is late after this.
+const REPEAT: Duration = Duration::from_millis(300);
 /// A pull that has brought nothing for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Pulls under way or waiting, at one session.
@@ -22,10 +23,36 @@ pub(crate) fn blob_hash(bytes: &[u8]) -> Hash {
 
 struct Pull {
     hash: Hash,
-    chunks: Vec<Option<Vec<u8>>>,
+    /// One entry a chunk; just one while their number is not known.
+    chunks: Vec<Chunk>,
+    known: bool,
     progress: Time,
-    asked: Time,
-    next: u16,
+}
+
+#[derive(Clone, Default)]
+struct Chunk {
+    bytes: Option<Vec<u8>>,
+    asked: Option<Time>,
+}
+
+impl Pull {
+    /// Fills the window: chunks not asked for yet, and those whose answer is late.
+    fn ask(&mut self, now: Time) -> Vec<Control> {
+        let fresh = |c: &Chunk| c.bytes.is_none() && c.asked.is_some_and(|at| now < at + REPEAT);
+        let mut room = WINDOW.saturating_sub(self.chunks.iter().filter(|c| fresh(c)).count());
+        let mut out = vec![];
+        for (i, c) in self.chunks.iter_mut().enumerate() {
+            if room == 0 {
+                break;
+            }
+            if c.bytes.is_none() && !fresh(c) {
+                c.asked = Some(now);
+                out.push(Control::Pull { hash: self.hash, chunk: i as u16 });
+                room -= 1;
+            }
+        }
+        out
+    }
 }
 
 /// The pulls of one session. One blob at a time, the rest wait: the window bounds what is under way.
@@ -54,8 +81,9 @@ impl Puller {
             return vec![];
         }
         let Some(hash) = self.waiting.pop_front() else { return vec![] };
-        self.current = Some(Pull { hash, chunks: vec![], progress: now, asked: now, next: 1 });
-        vec![Control::Pull { hash, chunk: 0 }]
+        let chunks = vec![Chunk::default()];
+        let pull = self.current.insert(Pull { hash, chunks, known: false, progress: now });
+        pull.ask(now)
     }
 
     /// A chunk came. Gives the blob when it is whole (its hash is the caller's to check: facts and blobs are hashed
@@ -73,38 +101,32 @@ impl Puller {
             self.current = None;
             return (None, self.next(now));
         }
-        if p.chunks.is_empty() {
-            p.chunks = vec![None; usize::from(count.min(MAX_CHUNKS))];
+        if !p.known {
+            p.known = true;
+            p.chunks.resize(usize::from(count.min(MAX_CHUNKS)), Chunk::default());
         }
         let last = usize::from(chunk) + 1 == p.chunks.len();
         if p.chunks.len() != usize::from(count) || (!last && bytes.len() != CHUNK) {
             return (None, vec![]);
         }
         let Some(place) = p.chunks.get_mut(usize::from(chunk)) else { return (None, vec![]) };
-        if place.is_none() {
-            *place = Some(bytes);
+        if place.bytes.is_none() {
+            place.bytes = Some(bytes);
             p.progress = now;
         }
-        if p.chunks.iter().all(Option::is_some) {
-            let blob = p.chunks.iter().flatten().flatten().copied().collect();
+        if p.chunks.iter().all(|c| c.bytes.is_some()) {
+            let blob = p.chunks.iter().filter_map(|c| c.bytes.as_ref()).flatten().copied().collect();
             self.current = None;
             return (Some(blob), self.next(now));
         }
-        let missing_asked = p.chunks.iter().take(usize::from(p.next)).filter(|c| c.is_none()).count();
-        let mut out = vec![];
-        let mut room = WINDOW.saturating_sub(missing_asked);
-        while room > 0 && p.next < count {
-            out.push(Control::Pull { hash: p.hash, chunk: p.next });
-            p.next += 1;
-            room -= 1;
-        }
-        p.asked = now;
-        (None, out)
+        (None, p.ask(now))
     }
 
     /// When to call [`Puller::handle_timeout`].
     pub fn deadline(&self) -> Option<Time> {
-        self.current.as_ref().map(|p| p.asked + REPEAT)
+        let p = self.current.as_ref()?;
+        let late = |c: &Chunk| if c.bytes.is_none() { c.asked.map(|at| at + REPEAT) } else { None };
+        Some(p.chunks.iter().filter_map(late).min().unwrap_or(p.progress + PATIENCE))
     }
 
     /// Asks again for what did not come. The second value names a blob that was given up.
@@ -115,18 +137,7 @@ impl Puller {
             self.current = None;
             return (self.next(now), Some(lost));
         }
-        if now < p.asked + REPEAT {
-            return (vec![], None);
-        }
-        p.asked = now;
-        let hash = p.hash;
-        let asked = if p.chunks.is_empty() { 1 } else { usize::from(p.next) };
-        let missing = (0..asked)
-            .filter(|i| p.chunks.get(*i).is_none_or(Option::is_none))
-            .take(WINDOW)
-            .map(|i| Control::Pull { hash, chunk: i as u16 })
-            .collect();
-        (missing, None)
+        (p.ask(now), None)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::cast::{CAST, EPOCH, STAGE, relay_address, relay_config, relay_identity};
 use crate::guest::{self, Judge, MARK};
 use shadowmesh_crypto::aead::Suite;
+use shadowmesh_proto::join::Joiner;
 use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, SavedLeaf, Time};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -38,8 +39,8 @@ pub struct SimNode {
     pub endpoint: Endpoint,
     /// Where it is.
     pub address: SocketAddr,
-    /// Its member of the cast.
-    pub member: usize,
+    /// Who it is.
+    pub id: shadowmesh_identity::NodeId,
     stored_facts: Vec<Vec<u8>>,
     stored_keys: OwnKeys,
 }
@@ -77,8 +78,8 @@ struct Premiere {
 
 static PREMIERE: LazyLock<Premiere> = LazyLock::new(World::premiere);
 
-fn certificates() -> Vec<Vec<u8>> {
-    CAST.members.iter().map(|m| m.certificate.fact().bytes().to_vec()).collect()
+fn certificates(nodes: usize) -> Vec<Vec<u8>> {
+    CAST.members.iter().take(nodes).map(|m| m.certificate.fact().bytes().to_vec()).collect()
 }
 
 fn copy(keys: &OwnKeys) -> OwnKeys {
@@ -102,6 +103,8 @@ pub struct World {
     /// The nodes.
     pub nodes: Vec<SimNode>,
     relay: Option<SimRelay>,
+    /// Machines that are joining, and where they are.
+    pub joiners: Vec<(SocketAddr, Joiner)>,
     /// How links behave now.
     pub weather: Weather,
     /// Pairs of addresses that cannot reach each other now.
@@ -132,7 +135,8 @@ impl World {
             world.start_relay();
         }
         // With known addresses, members need not know each other's leaves; by relay, a leaf says where a member is.
-        let facts = if world.setup.relayed { PREMIERE.facts.clone() } else { certificates() };
+        let nodes = world.setup.nodes;
+        let facts = if setup_relayed { PREMIERE.facts.clone() } else { certificates(nodes) };
         world.enter(facts, |n| if setup_relayed { copy(&PREMIERE.keys[n]) } else { OwnKeys::default() });
         world
     }
@@ -145,6 +149,7 @@ impl World {
             rng: Rng::from_seed(bytes),
             nodes: vec![],
             relay: None,
+            joiners: vec![],
             weather,
             cut: HashSet::new(),
             judge: Judge::default(),
@@ -165,7 +170,7 @@ impl World {
             self.nodes.push(SimNode {
                 endpoint,
                 address: address(n),
-                member: n,
+                id: CAST.members[n].id,
                 stored_facts: facts.clone(),
                 stored_keys: keys(n),
             });
@@ -186,13 +191,13 @@ impl World {
         let mut w = World::empty(0, setup, Weather::CALM);
         w.relay = Some(SimRelay { core: None, stored: STAGE.durable.clone() });
         w.start_relay();
-        let mut facts = certificates();
+        let mut facts = certificates(crate::cast::MEMBERS);
         facts.push(STAGE.access.fact().bytes().to_vec());
         w.enter(facts.clone(), |_| OwnKeys::default());
         w.run(Duration::from_secs(2));
         for n in &w.nodes {
             let roster = n.endpoint.node.roster();
-            let me = roster.member(&CAST.members[n.member].id).expect("a member");
+            let me = roster.member(&n.id).expect("a member");
             let leaf = me.leaf_fact(EPOCH).expect("a leaf");
             assert!(!leaf.leaf().expect("a leaf").locations.is_empty(), "no place at the relay");
             facts.push(leaf.bytes().to_vec());
@@ -202,13 +207,23 @@ impl World {
     }
 
     fn start(&mut self, n: usize, facts: Vec<Vec<u8>>, keys: OwnKeys) -> Endpoint {
+        self.start_as(n, CAST.members[n].identity.clone(), facts, keys)
+    }
+
+    fn start_as(
+        &mut self,
+        n: usize,
+        identity: std::sync::Arc<shadowmesh_crypto::sign::SigningKey>,
+        facts: Vec<Vec<u8>>,
+        keys: OwnKeys,
+    ) -> Endpoint {
         let endpoints = (0..self.setup.nodes)
             .filter(|m| *m != n && !self.setup.relayed)
             .map(|m| (CAST.members[m].id, address(m)))
             .collect();
         let config = NodeConfig {
             genesis: CAST.genesis.clone(),
-            identity: CAST.members[n].identity.clone(),
+            identity,
             facts,
             keys,
             root: None,
@@ -275,7 +290,7 @@ impl World {
 
     /// MACs of the nodes.
     pub fn macs(&self) -> Vec<[u8; 6]> {
-        self.nodes.iter().map(|n| CAST.members[n.member].id.mac()).collect()
+        self.nodes.iter().map(|n| n.id.mac()).collect()
     }
 
     /// One node's device gives a numbered frame for another.
@@ -417,10 +432,47 @@ impl World {
         }
         let sender = macs.iter().position(|m| frame.get(6..12) == Some(&m[..]));
         if let Some(s) = sender {
-            let id = CAST.members[self.nodes[s].member].id;
+            let id = self.nodes[s].id;
             let valid = self.nodes[n].endpoint.node.roster().is_valid(&id, EPOCH);
             assert!(valid.is_ok(), "I3: node {n} took a frame of node {s}, whose tombstone it holds");
         }
+    }
+
+    /// A machine begins to join; gives its number.
+    pub fn join(&mut self, joiner: Joiner) -> usize {
+        let n = self.joiners.len();
+        self.joiners.push((SocketAddr::from(([192, 0, 2, 100 + n as u8], 4000)), joiner));
+        self.drain_joiner(n);
+        n
+    }
+
+    fn drain_joiner(&mut self, n: usize) {
+        let now = self.now;
+        loop {
+            let (address, j) = &mut self.joiners[n];
+            let from = *address;
+            if let Some((to, bytes)) = j.poll_transmit() {
+                self.launch(from, to, bytes);
+            } else if let Some(work) = j.poll_work() {
+                j.handle_work(now, work.run());
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// A machine that has joined becomes a node.
+    pub fn enter_joined(
+        &mut self,
+        identity: std::sync::Arc<shadowmesh_crypto::sign::SigningKey>,
+        facts: Vec<Vec<u8>>,
+    ) -> usize {
+        let n = self.nodes.len();
+        let id = shadowmesh_identity::NodeId::of(identity.public());
+        let endpoint = self.start_as(n, identity, facts.clone(), OwnKeys::default());
+        let stored_keys = endpoint.node.own_keys();
+        self.nodes.push(SimNode { endpoint, address: address(n), id, stored_facts: facts, stored_keys });
+        n
     }
 
     /// When the next thing happens.
@@ -448,6 +500,13 @@ impl World {
                 self.flights.pop();
                 if let Some(f) = self.in_flight.remove(&id) {
                     self.arrive(f);
+                }
+            }
+            for n in 0..self.joiners.len() {
+                let now = self.now;
+                if self.joiners[n].1.deadline().is_some_and(|d| d <= now) {
+                    self.joiners[n].1.handle_timeout(now);
+                    self.drain_joiner(n);
                 }
             }
             if self.relay_deadline().is_some_and(|d| d <= self.now) {
@@ -485,6 +544,11 @@ impl World {
                 self.launch(relay_address(), to, f.bytes);
             }
             self.drain_relay();
+            return;
+        }
+        if let Some(n) = self.joiners.iter().position(|(a, _)| *a == f.to) {
+            self.joiners[n].1.handle_datagram(now, f.from, &mut f.bytes);
+            self.drain_joiner(n);
             return;
         }
         let Some(n) = self.nodes.iter().position(|n| n.address == f.to) else { return };

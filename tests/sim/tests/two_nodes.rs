@@ -4,7 +4,14 @@ use shadowmesh_sim::world::{Setup, Weather, World};
 use std::time::Duration;
 
 fn setup(nodes: usize) -> Setup {
-    Setup { nodes, rekey: Duration::from_secs(120), rekey_both: false, lag: Duration::ZERO, path_mtu: 1400 }
+    Setup {
+        nodes,
+        rekey: Duration::from_secs(120),
+        rekey_both: false,
+        lag: Duration::ZERO,
+        path_mtu: 1400,
+        relayed: false,
+    }
 }
 
 /// The first frames wait for the session and all arrive.

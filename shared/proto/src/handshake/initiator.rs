@@ -248,6 +248,11 @@ impl Initiator {
         self.began
     }
 
+    /// Nothing was heard for a second or so: whoever is there may be away.
+    pub fn is_unheard(&self) -> bool {
+        matches!(self.state, State::Hello) && self.wait >= MAX_WAIT * 3 / 4
+    }
+
     /// The next datagram to send to the responder.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.out.pop_front()

@@ -337,7 +337,12 @@ impl Node {
                     self.guest_send(g, &reply);
                 } else if guest.claim.is_none_or(|c| c == hash) && !guest.verifying {
                     guest.claim = Some(hash);
-                    for ask in guest.puller.want(now, hash) {
+                    // Its repeats are the clock of this pull: who wants in asks.
+                    let mut asks = guest.puller.want(now, hash);
+                    if asks.is_empty() {
+                        asks = guest.puller.handle_timeout(now).0;
+                    }
+                    for ask in asks {
                         self.guest_send(g, &ask);
                     }
                 }
@@ -455,29 +460,32 @@ impl Node {
         }
     }
 
-    /// What members know: all of it while that is small, else what a new member needs to begin; the rest comes by the
-    /// sessions it then makes.
+    /// What a new member needs to begin: who is admin, who was revoked, the relays, how to reach this node, and its own
+    /// certificate. The rest comes by the sessions that it then makes.
     fn join_bundle(&self, now: Time, node: &NodeId) -> Vec<u8> {
+        let unix = self.unix(now);
+        let chains: Vec<Hash> = [self.id, *node]
+            .iter()
+            .flat_map(|n| self.roster.chain(n, unix).unwrap_or_default())
+            .map(|f| f.id())
+            .collect();
+        let needed = |f: &&Fact| {
+            let admin = |c: &Certificate| c.roles.contains(shadowmesh_identity::Roles::ADMIN);
+            f.access().is_some()
+                || f.tombstone().is_some()
+                || f.certificate().is_some_and(admin)
+                || chains.contains(&f.id())
+        };
         let limit = CHUNK * usize::from(MAX_CHUNKS);
-        let pack = |facts: &mut dyn Iterator<Item = &Fact>| {
-            let mut v = vec![];
-            for f in facts {
+        let mut v = vec![];
+        for f in self.roster.facts().filter(needed) {
+            let own = chains.contains(&f.id());
+            // Far more revocations than fit: they follow by the roster's own way, before any of the revoked is met.
+            if own || v.len() + f.bytes().len() + 65_536 < limit {
                 v.extend_from_slice(&(f.bytes().len() as u32).to_be_bytes());
                 v.extend_from_slice(f.bytes());
             }
-            v
-        };
-        let all = pack(&mut self.roster.facts());
-        if all.len() <= limit {
-            return all;
         }
-        let mine = self.roster.chain(&self.id, self.unix(now)).unwrap_or_default();
-        let theirs = self.roster.chain(node, self.unix(now)).unwrap_or_default();
-        let chains: Vec<Hash> = mine.iter().chain(&theirs).map(Fact::id).collect();
-        let admin = |f: &Fact| {
-            f.access().is_some()
-                || f.certificate().is_some_and(|c| c.roles.contains(shadowmesh_identity::Roles::ADMIN))
-        };
-        pack(&mut self.roster.facts().filter(|f| admin(f) || chains.contains(&f.id())))
+        v
     }
 }

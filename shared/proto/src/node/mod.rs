@@ -183,7 +183,7 @@ pub struct Node {
     /// The control half's own sealer, for thread 0.
     sealer: Sealer,
     links: Vec<relays::Link>,
-    /// Members that a session is kept with.
+    /// Live members in this week's order.
     neighbours: Vec<NodeId>,
     /// What a LEAF_REQUEST of a member pulls.
     bundle: Vec<u8>,

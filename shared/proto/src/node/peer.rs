@@ -30,6 +30,8 @@ pub(super) struct Peer {
     /// The opening (or the next one) pulls the leaf: the one at hand did not answer.
     pub pull_leaf: bool,
     pub next_try: Time,
+    /// Openings that have failed since the last session.
+    pub failures: u32,
     pub backoff: Duration,
     /// A session is wanted until then, for traffic or by a command.
     pub wanted_until: Time,
@@ -67,6 +69,7 @@ impl Peer {
             opening: None,
             pull_leaf: false,
             next_try: Time(0),
+            failures: 0,
             backoff: FIRST_BACKOFF,
             wanted_until: Time(0),
             endpoint: None,

@@ -308,6 +308,7 @@ impl Node {
             },
         };
         peer.sending = Some(winner);
+        peer.failures = 0;
         if let Some(way) = peer.session(winner).and_then(|s| s.way) {
             peer.route = Some(way);
         }
@@ -548,6 +549,7 @@ impl Node {
                 let peer = &mut self.peers[i];
                 peer.opening = None;
                 peer.pull_leaf = !peer.pull_leaf;
+                peer.failures += 1;
                 peer.next_try = now + self.rng.jitter(peer.backoff);
                 peer.backoff = (peer.backoff * 2).min(MAX_BACKOFF);
             }

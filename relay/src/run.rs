@@ -1,0 +1,326 @@
+//! `run`: sockets, privileges, and the loop around the relay. One plain thread.
+
+use crate::args::Run;
+use crate::config::{self, Config};
+use crate::http::{self, Desk};
+use crate::metrics::Report;
+use crate::paths::Paths;
+use crate::{init, logging, print, state};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::geteuid;
+use shadowmesh_control::{Exit, Problem};
+use shadowmesh_host::clock::Clock;
+use shadowmesh_host::privilege::{self, DropOptions, PrivilegeError};
+use shadowmesh_host::service::{Notice, notify};
+use shadowmesh_host::store::{self, Dir};
+use shadowmesh_host::udp::{RecvBatch, SendStop, Udp};
+use shadowmesh_host::wake::{Interest, Poller, Waker};
+use shadowmesh_proto::Time;
+use shadowmesh_relay_core::{Event, Relay};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::time::Duration;
+use tracing::{debug, error, info, warn};
+use zeroize::Zeroizing;
+
+/// Largest datagram: a jumbo frame's, with our headers.
+const SLOT: usize = 9344;
+/// Batches received before timers and questions are looked at.
+const ROUNDS: usize = 16;
+/// How long a full socket is waited for before the rest of a batch is dropped.
+const BUSY: Duration = Duration::from_millis(20);
+/// Between tries to save a state that could not be saved.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+/// Between looks at the wall clock.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs the relay until it is told to stop.
+pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
+    let config = config::read(paths, args.config.as_deref())?;
+    logging::start(config.level, config.format);
+    // Blocked for all threads to come, and read as packets are.
+    let signals = signals().map_err(|e| Problem::failed(format!("signals cannot be received: {e}")))?;
+    let loaded = state::load(paths)?;
+    let listen = [&args.listen, config.listen.as_ref().unwrap_or(&loaded.listen)]
+        .into_iter()
+        .find(|l| !l.is_empty())
+        .cloned()
+        .unwrap_or_else(|| init::everywhere(loaded.public.port()));
+    let udp = Udp::bind(&listen).map_err(|e| init::taken(&e))?;
+    let http = args.http.or(config.http).map(bind_http).transpose()?;
+
+    become_user(paths, args)?;
+    // Only now: what is read and written from here on belongs to the user that stays.
+    let dir = Dir::open(&paths.state).map_err(|e| state::stored(&e))?;
+    let loaded = state::load(paths)?;
+    let identity = loaded
+        .seed
+        .relay_identity()
+        .map_err(|e| Problem::failed(format!("the relay's key cannot be used: {e}")))?;
+
+    let clock = Clock::new();
+    let limits = config.limits.clone();
+    let relay = Relay::new(limits, identity, loaded.durable, time(&clock), clock.unix(), init::rng())
+        .map_err(|e| Problem::failed(e.to_string()))?;
+    let waker = Waker::new().map_err(|e| Problem::failed(format!("the loop cannot be woken: {e}")))?;
+    let desk = Desk::new(waker.clone());
+    let http_address = http.as_ref().and_then(|l| l.local_addr().ok());
+    if let Some(listener) = http {
+        http::serve(listener, desk.clone())
+            .map_err(|e| Problem::failed(format!("the metrics server cannot run: {e}")))?;
+    }
+    let mut looped = Loop {
+        udp,
+        dir,
+        clock,
+        relay,
+        desk,
+        waker,
+        signals,
+        unsaved: None,
+        save_at: Time(0),
+        clock_at: time(&clock) + CLOCK_EVERY,
+        not_sent: 0,
+    };
+    // The new epoch must be on disk before the first slot is given out.
+    looped.drain_events(time(&clock));
+    if let Some((state, forget)) = looped.unsaved.take() {
+        state::save(&looped.dir, &state, forget).map_err(|e| state::stored(&e))?;
+    }
+    let listening = looped.udp.local_addrs();
+    announce(&listening, http_address, json);
+    let _nobody = notify(Notice::Ready);
+    let result = looped.run(paths, args);
+    let _nobody = notify(Notice::Stopping);
+    result
+}
+
+fn announce(listening: &[SocketAddr], http: Option<SocketAddr>, json: bool) {
+    if json {
+        let object =
+            serde_json::json!({ "schema": "shadowmesh/relay-run/1", "listen": listening, "http": http });
+        print(&object.to_string());
+    } else {
+        for address in listening {
+            print(&format!("listening  udp {address}"));
+        }
+        if let Some(address) = http {
+            print(&format!("metrics    http://{address}/metrics"));
+        }
+    }
+}
+
+fn time(clock: &Clock) -> Time {
+    Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+fn bind_http(address: SocketAddr) -> Result<TcpListener, Problem> {
+    TcpListener::bind(address).map_err(|e| {
+        Problem::failed(format!("listening on tcp {address} for metrics did not work: {e}"))
+            .fix("Choose another address:  --http ADDRESS:PORT")
+    })
+}
+
+/// Root becomes an unprivileged user, to whom the state then belongs.
+fn become_user(paths: &Paths, args: &Run) -> Result<(), Problem> {
+    let problem = |e: &PrivilegeError| {
+        let p = Problem::new(Exit::NotPermitted, e.to_string());
+        match e {
+            PrivilegeError::NoUser(_) => {
+                p.fix("Make it:  scripts/install").fix("Or name another:  --user NAME")
+            }
+            _ => p,
+        }
+    };
+    if !geteuid().is_root() || args.allow_root {
+        if args.allow_root && geteuid().is_root() {
+            warn!("staying root, as --allow-root says");
+        }
+        return match args.allow_core {
+            true => Ok(()),
+            false => privilege::forbid_core_dumps().map_err(|e| problem(&e)),
+        };
+    }
+    let user = args.user.as_deref().unwrap_or(privilege::USER);
+    let ids = privilege::lookup(user).map_err(|e| problem(&e))?;
+    store::hand_over(&paths.state, ids).map_err(|e| state::stored(&e))?;
+    let options = DropOptions { user, keep_net_admin: false, no_core_dumps: !args.allow_core };
+    privilege::drop_to(options).map_err(|e| problem(&e))?;
+    info!(user, "privileges dropped");
+    Ok(())
+}
+
+struct Loop {
+    udp: Udp,
+    dir: Dir,
+    clock: Clock,
+    relay: Relay,
+    desk: Desk,
+    waker: Waker,
+    signals: SignalFd,
+    /// A state that is not on disk yet. While there is one, what the relay says itself is not sent: it may rest on it.
+    unsaved: Option<(Zeroizing<Vec<u8>>, bool)>,
+    save_at: Time,
+    clock_at: Time,
+    not_sent: u64,
+}
+
+impl Loop {
+    fn run(&mut self, paths: &Paths, args: &Run) -> Result<(), Problem> {
+        let broken = |e: std::io::Error| Problem::failed(format!("the relay's sockets do not work: {e}"));
+        let mut poller = Poller::new();
+        let mut batch = RecvBatch::new(shadowmesh_host::udp::BATCH, SLOT);
+        loop {
+            let now = time(&self.clock);
+            let mut deadline = self.relay.poll_timeout();
+            if self.unsaved.is_some() {
+                deadline = deadline.into_iter().chain([self.save_at]).min();
+            }
+            let timeout = deadline.map(|t| t.since(now));
+            let mut fds = vec![(self.signals.as_fd(), Interest::Read), (self.waker.as_fd(), Interest::Read)];
+            fds.extend(self.udp.fds().map(|fd| (fd, Interest::Read)));
+            let ready = poller.wait(&fds, timeout).map_err(broken)?;
+            drop(fds);
+            if ready.readable(0) && self.on_signals(paths, args) {
+                info!("stopping");
+                return Ok(());
+            }
+            for _ in 0..ROUNDS {
+                let received = self.udp.recv_batch(&mut batch).map_err(broken)?;
+                if received == 0 {
+                    break;
+                }
+                self.turn(&mut batch);
+            }
+            let now = time(&self.clock);
+            if now >= self.clock_at {
+                self.clock_at = now + CLOCK_EVERY;
+                self.relay.set_clock(now, self.clock.unix());
+            }
+            if self.relay.poll_timeout().is_some_and(|t| t <= now) {
+                self.relay.handle_timeout(now);
+            }
+            self.say(now);
+            if self.waker.clear() {
+                let uptime = self.clock.now().as_secs_f64();
+                let report = || Report::new(&self.relay, self.unsaved.is_none(), self.not_sent, uptime);
+                self.desk.answer(report);
+            }
+        }
+    }
+
+    /// One batch: forwarded in place, then events, then what the relay says itself.
+    fn turn(&mut self, batch: &mut RecvBatch) {
+        let now = time(&self.clock);
+        let mut list: Vec<(SocketAddr, &[u8])> = Vec::with_capacity(batch.len());
+        for (from, datagram) in batch.iter_mut() {
+            if let Some(to) = self.relay.handle_in_place(now, from, datagram) {
+                list.push((to, datagram));
+            }
+        }
+        self.send(&list);
+        self.say(now);
+    }
+
+    /// Events first, then what waits to be sent: nothing is answered that is not stored. [R-COMMIT]
+    fn say(&mut self, now: Time) {
+        self.drain_events(now);
+        let mut own = vec![];
+        while let Some(x) = self.relay.poll_transmit() {
+            own.push(x);
+        }
+        if own.is_empty() {
+            return;
+        }
+        if self.unsaved.is_some() {
+            // Clients repeat what is not answered.
+            self.not_sent += own.len() as u64;
+            return;
+        }
+        let list: Vec<(SocketAddr, &[u8])> = own.iter().map(|(to, d)| (*to, d.as_slice())).collect();
+        self.send(&list);
+    }
+
+    fn drain_events(&mut self, now: Time) {
+        while let Some(event) = self.relay.poll_event() {
+            match event {
+                Event::Save { state, forget } => {
+                    let forget = forget || self.unsaved.as_ref().is_some_and(|(_, f)| *f);
+                    self.unsaved = Some((state, forget));
+                    self.save_at = now;
+                }
+                Event::Registered(_) => info!(networks = self.relay.networks(), "a network was registered"),
+                Event::Rotated(_) => info!("a network's access secret was rotated"),
+                Event::LeafFailed(e) => error!("{e}"),
+            }
+        }
+        if now < self.save_at {
+            return;
+        }
+        let Some((state, forget)) = &self.unsaved else { return };
+        match state::save(&self.dir, state, *forget) {
+            Ok(()) => self.unsaved = None,
+            Err(e) => {
+                error!("the state could not be saved, so nothing new is answered: {e}");
+                self.save_at = now + SAVE_AGAIN;
+            }
+        }
+    }
+
+    fn send(&mut self, list: &[(SocketAddr, &[u8])]) {
+        let mut rest = list;
+        let began = self.clock.now();
+        let mut not_sent = 0;
+        while !rest.is_empty() {
+            let sent = self.udp.send_batch(rest, &mut |i, e| {
+                not_sent += 1;
+                debug!(to = ?rest.get(i).map(|(to, _)| to), "a datagram was not sent: {e:?}");
+            });
+            rest = rest.get(sent.done..).unwrap_or_default();
+            let Some(stop) = sent.stop else { continue };
+            if self.clock.now().saturating_sub(began) >= BUSY {
+                not_sent += rest.len() as u64;
+                break;
+            }
+            match stop {
+                SendStop::WouldBlock => {
+                    let fds: Vec<_> = self.udp.fds().map(|fd| (fd, Interest::Write)).collect();
+                    let _either_way = Poller::new().wait(&fds, Some(Duration::from_millis(5)));
+                }
+                SendStop::NoBuffers => std::thread::sleep(Duration::from_micros(500)),
+            }
+        }
+        self.not_sent += not_sent;
+    }
+
+    /// Says whether to stop.
+    fn on_signals(&mut self, paths: &Paths, args: &Run) -> bool {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            if info.ssi_signo != Signal::SIGHUP as u32 {
+                return true;
+            }
+            let _nobody = notify(Notice::Reloading);
+            match config::read(paths, args.config.as_deref()) {
+                Ok(config) => self.reload(config),
+                Err(problem) => error!("the configuration stays as it was: {problem}"),
+            }
+            let _nobody = notify(Notice::Ready);
+        }
+        false
+    }
+
+    fn reload(&mut self, config: Config) {
+        self.relay.set_limits(config.limits);
+        info!("limits are as the configuration says now; listen, http and log are read at the start");
+    }
+}
