@@ -202,6 +202,14 @@ impl Engine {
     }
 }
 
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Whoever did not wait for the end has it all the same.
+        let _ended_or_full = self.commands.try_send(Command::Shutdown);
+        self.waker.wake();
+    }
+}
+
 /// Datagrams that wait for a socket, in one piece of memory.
 #[derive(Default)]
 struct Outbox {

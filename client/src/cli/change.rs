@@ -5,7 +5,7 @@ use super::{At, NewInvite, start};
 use crate::config;
 use qrcode::render::unicode::Dense1x2;
 use shadowmesh_control::{
-    CreateInvite, CreateNetwork, Invite, Join, Line, NetworkStatus, Problem, Revoke, Status,
+    CreateInvite, CreateNetwork, Exit, Invite, Join, Line, NetworkStatus, Problem, Revoke, Status,
 };
 use std::io::{IsTerminal, Read, Write, stdin, stdout};
 
@@ -18,6 +18,9 @@ async fn steps(at: &At<'_>, command: &str, path: &str, body: &impl serde::Serial
     };
     let mut done = at.client.stream(path, body, each).await?;
     at.printer.clear_waiting();
+    if done["restart"] == true {
+        done = restart(at, &done).await?;
+    }
     if at.printer.json {
         if let Some(object) = done.as_object_mut() {
             object.insert("schema".into(), format!("shadowmesh/{command}/1").into());
@@ -25,6 +28,23 @@ async fn steps(at: &At<'_>, command: &str, path: &str, body: &impl serde::Serial
         at.printer.object(&done);
     }
     Ok(())
+}
+
+/// The network is stored, and only a daemon that starts as root can open its device.
+async fn restart(at: &At<'_>, done: &serde_json::Value) -> Result<serde_json::Value, Problem> {
+    let text = |key: &str| done[key].as_str().unwrap_or_default().to_owned();
+    let (name, why) = (text("name"), text("why"));
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Problem::new(Exit::NotPermitted, format!("\"{name}\" is here now, but not up: {why}"))
+            .fix("Start the daemon anew, as root:  sudo shadowmesh down, then:  sudo shadowmesh up"));
+    }
+    stop(at).await?;
+    start::ensure(at).await?;
+    let done: serde_json::Value = at.client.post(&format!("/v1/networks/{name}/up"), &()).await?;
+    if let Ok(n) = serde_json::from_value::<NetworkStatus>(done["network"].clone()) {
+        at.printer.step("up", &format!("{}  {}", n.interface, n.ipv4.as_deref().unwrap_or(&n.ipv6)));
+    }
+    Ok(done)
 }
 
 pub async fn create(at: &At<'_>, asked: CreateNetwork) -> Result<(), Problem> {
@@ -188,18 +208,8 @@ pub async fn up(at: &At<'_>) -> Result<(), Problem> {
 pub async fn down(at: &At<'_>) -> Result<(), Problem> {
     let done: serde_json::Value = if at.wanted.is_some() {
         at.client.post(&at.path("/down").await?, &()).await?
-    } else if start::has_unit(at) && at.client.is_running().await? {
-        start::systemctl("stop")?;
-        serde_json::json!({ "schema": "shadowmesh/down/1", "stopped": true })
     } else {
-        let _stopping: serde_json::Value = at.client.post("/v1/shutdown", &()).await?;
-        // Done when nobody answers any more.
-        for _ in 0..100 {
-            if !at.client.is_running().await? {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        stop(at).await?;
         serde_json::json!({ "schema": "shadowmesh/down/1", "stopped": true })
     };
     if at.printer.json {
@@ -208,6 +218,27 @@ pub async fn down(at: &At<'_>) -> Result<(), Problem> {
         at.printer.step("down", at.wanted.unwrap_or("all networks, and the daemon"));
     }
     Ok(())
+}
+
+/// Ends the daemon; it is gone when this returns.
+async fn stop(at: &At<'_>) -> Result<(), Problem> {
+    if start::has_unit(at) && at.client.is_running().await? {
+        return start::systemctl("stop");
+    }
+    let status: Status = at.client.get("/v1/status").await?;
+    let _stopping: serde_json::Value = at.client.post("/v1/shutdown", &()).await?;
+    let process = format!("/proc/{}/stat", status.pid);
+    // One that has ended and whose parent has not looked yet is gone, too.
+    let runs = || std::fs::read_to_string(&process).is_ok_and(|s| !s.contains(") Z"));
+    for _ in 0..200 {
+        // In another pid namespace there is no such process, and the socket has to do.
+        if !at.client.is_running().await? && !runs() {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    Err(Problem::new(Exit::NoAnswer, "the daemon was told to end, and goes on")
+        .fix("Look at why:  shadowmesh logs"))
 }
 
 pub async fn backup(at: &At<'_>) -> Result<(), Problem> {

@@ -65,9 +65,13 @@ async fn background(at: &At<'_>) -> Result<(), Problem> {
         let p = Problem::new(exit, format!("the daemon could not be started: {what}: {e}"));
         if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh …") } else { p }
     };
-    let mut directory = DirBuilder::new();
-    directory.recursive(true).mode(0o700);
-    directory.create(&at.paths.state).map_err(|e| cannot(&at.paths.state.display().to_string(), &e))?;
+    // Its parents as this user makes directories: the daemon has to pass through them as another user.
+    let parent = at.paths.state.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let made = parent.and_then(|()| match DirBuilder::new().mode(0o700).create(&at.paths.state) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    });
+    made.map_err(|e| cannot(&at.paths.state.display().to_string(), &e))?;
     let mut options = File::options();
     options.create(true).append(true).read(true).mode(0o600);
     let mut log = options.open(&at.paths.log).map_err(|e| cannot(&at.paths.log.display().to_string(), &e))?;

@@ -220,10 +220,17 @@ async fn first_peer(daemon: &Arc<Daemon>, name: &Name, peer: NodeId, called: &st
 
 /// Starts what was stored, and says so.
 async fn up(daemon: &Arc<Daemon>, name: &Name, lines: &Lines) -> Result<serde_json::Value, Problem> {
-    daemon.open(name).await.map_err(|mut p| {
-        p.what = format!("\"{name}\" is here now, but not up: {}", p.what);
-        p
-    })?;
+    match daemon.open(name).await {
+        Ok(()) => {}
+        // Where /dev/net/tun is root's alone, only a daemon that starts gets a device: the command sees to that.
+        Err(p) if p.exit == Exit::NotPermitted => {
+            return Ok(serde_json::json!({ "restart": true, "name": name.to_string(), "why": p.what }));
+        }
+        Err(mut p) => {
+            p.what = format!("\"{name}\" is here now, but not up: {}", p.what);
+            return Err(p);
+        }
+    }
     let status = control::status_of(daemon, name.as_str()).await?;
     let address = status.ipv4.clone().unwrap_or_else(|| status.ipv6.clone());
     step(lines, "up", format!("{}  {address}", status.interface)).await;

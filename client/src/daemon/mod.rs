@@ -43,6 +43,8 @@ pub struct Daemon {
     networks: Mutex<BTreeMap<Name, Network>>,
     /// Held while a network is made, joined or left.
     making: Mutex<()>,
+    /// Held while a device is opened, so that nobody opens it twice.
+    opening: Mutex<()>,
     netlink: Netlink,
     since: String,
     /// Who started it; may change things, too, when that was not root.
@@ -59,6 +61,10 @@ pub struct Daemon {
 pub fn run(paths: Paths) -> Result<(), Problem> {
     let config = Config::load(&paths.config)?;
     logging::start(&config.log);
+    if let Some(parent) = paths.state.parent() {
+        // Before others are shut out: as another user it has to pass through.
+        std::fs::create_dir_all(parent).map_err(|e| cannot(parent, "made", &e))?;
+    }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let started_by = nix::unistd::geteuid();
     let allowed_root = std::env::var_os("SHADOWMESH_ALLOW_ROOT").is_some_and(|v| v == "1");
@@ -111,6 +117,7 @@ pub fn run(paths: Paths) -> Result<(), Problem> {
             since: rfc3339(Clock::new().unix()),
             networks: Mutex::default(),
             making: Mutex::default(),
+            opening: Mutex::default(),
             config: RwLock::new(config),
             stop: Notify::new(),
             started_by: started_by.as_raw(),
@@ -197,6 +204,10 @@ impl Daemon {
 
     /// Opens a network that is stored, and starts it.
     async fn open(self: &Arc<Self>, name: &Name) -> Result<(), Problem> {
+        let _one_at_a_time = self.opening.lock().await;
+        if self.networks.lock().await.get(name).is_some_and(|n| n.engine.is_some()) {
+            return Ok(());
+        }
         let opened = {
             let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
             network::open(&self.state, &config, name)

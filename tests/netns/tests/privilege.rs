@@ -22,7 +22,10 @@ struct World {
 }
 
 impl World {
-    fn new(host: Host, lab: &Path) -> World {
+    /// `tun` is the mode of /dev/net/tun: 666 on most machines, 600 in some containers.
+    fn new(host: Host, lab: &Path, tun: &str) -> World {
+        let node = lab.join("tun");
+        host.run("mknod", &["-m", tun, node.to_str().unwrap(), "c", "10", "200"]);
         let user = format!(
             "shadowmesh:x:{USER}:{USER}::/:/usr/sbin/nologin\nreader:x:{READER}:{READER}::/:/bin/sh\n"
         );
@@ -38,8 +41,8 @@ impl World {
 
     /// A shell's line in that world.
     fn line(&self, script: &str) -> Vec<String> {
-        let mounts = ["passwd", "group"]
-            .map(|f| format!("mount --bind {}/{f} /etc/{f} && ", self.directory.display()))
+        let mounts = [("passwd", "/etc"), ("group", "/etc"), ("tun", "/dev/net")]
+            .map(|(f, to)| format!("mount --bind {}/{f} {to}/{f} && ", self.directory.display()))
             .concat();
         ["-m", "sh", "-c", &format!("{mounts}exec {script}")].map(str::to_owned).to_vec()
     }
@@ -70,7 +73,7 @@ impl World {
 fn root_is_given_up_and_others_may_look_or_not_at_all() {
     let mut lab = Lab::new("privilege");
     let host = lab.host("a");
-    let world = World::new(host, lab.directory());
+    let world = World::new(host, lab.directory(), "666");
     let member = make_network(lab.directory(), &["one"]).remove(0);
     for directory in [lab.directory(), &member.directory] {
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -139,4 +142,25 @@ fn root_is_given_up_and_others_may_look_or_not_at_all() {
     assert!(code == 0, "{text}");
     assert!(daemon.wait(Duration::from_secs(5)).success());
     assert!(!member.directory.join("run/control.sock").exists());
+}
+
+#[test]
+fn where_only_root_gets_devices_a_new_network_starts_the_daemon_anew() {
+    let mut lab = Lab::new("devices for root alone");
+    let host = lab.host("a");
+    let world = World::new(host, lab.directory(), "600");
+    std::fs::set_permissions(lab.directory(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = lab.directory().join("one");
+    let command = |what: &str| {
+        format!("env SHADOWMESH_DIR={} {} {what}", directory.display(), Lab::binary("shadowmesh").display())
+    };
+    let (code, text) = world.run_as(0, "--clear-groups", &command("network create first"));
+    assert!(code == 0 && text.matches("started in the background").count() == 2, "{text}");
+    assert!(text.contains("✓ up            sm-first"), "{text}");
+    assert_eq!(world.host.addresses("sm-first").len(), 2);
+    let log = std::fs::metadata(directory.join("state/daemon.log")).unwrap();
+    assert_eq!(log.uid(), USER);
+    let (code, text) = world.run_as(0, "--clear-groups", &command("down"));
+    assert!(code == 0, "{text}");
+    assert!(world.host.addresses("sm-first").is_empty());
 }
