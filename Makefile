@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint formal measured sim mutants
+.PHONY: help deps build demo test lint formal measured sim mutants
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,11 @@ deps: ## installs the Debian packages that building and testing need (root)
 build: ## the programs, optimised, in target/release
 	$(CARGO) build --workspace --release --locked
 
-test: ## every test of the workspace (root, for network namespaces)
+demo: deps ## the whole product in namespaces, told as it goes (root)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay
+	scripts/demo
+
+test: deps ## every test of the workspace (root, for network namespaces)
 	@# The namespace tests start programs, which `cargo test` of another crate would not build.
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --no-fail-fast --locked

@@ -84,9 +84,10 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         not_sent: 0,
     };
     // The new epoch must be on disk before the first slot is given out.
-    looped.drain_events(time(&clock));
-    if let Some((state, forget)) = looped.unsaved.take() {
-        state::save(&looped.dir, &state, forget).map_err(|e| state::stored(&e))?;
+    if !looped.drain_events(time(&clock)) {
+        return Err(Problem::failed("the relay's state cannot be written, so it cannot run").fix(
+            "See the line above; make room or give the directory to the relay's user, then try again.",
+        ));
     }
     let listening = looped.udp.local_addrs();
     announce(&listening, http_address, json);
@@ -168,7 +169,7 @@ struct Loop {
     desk: Desk,
     waker: Waker,
     signals: SignalFd,
-    /// A state that is not on disk yet. While there is one, what the relay says itself is not sent: it may rest on it.
+    /// A state that is not on disk yet. While there is one, the relay answers nothing that rests on it.
     unsaved: Option<(Zeroizing<Vec<u8>>, bool)>,
     save_at: Time,
     clock_at: Time,
@@ -232,18 +233,15 @@ impl Loop {
         self.say(now);
     }
 
-    /// Events first, then what waits to be sent: nothing is answered that is not stored. [R-COMMIT]
+    /// Events first, then what waits to be sent: nothing is answered that is not stored. [P-REGISTER]
     fn say(&mut self, now: Time) {
-        self.drain_events(now);
+        let saved = self.drain_events(now);
         let mut own = vec![];
         while let Some(x) = self.relay.poll_transmit() {
             own.push(x);
         }
-        if own.is_empty() {
-            return;
-        }
-        if self.unsaved.is_some() {
-            // Clients repeat what is not answered.
+        if !saved {
+            // It may rest on what is not stored. Clients repeat what is not answered.
             self.not_sent += own.len() as u64;
             return;
         }
@@ -251,7 +249,8 @@ impl Loop {
         self.send(&list);
     }
 
-    fn drain_events(&mut self, now: Time) {
+    /// `false`: what waits to be sent may rest on a state that could not be stored just now.
+    fn drain_events(&mut self, now: Time) -> bool {
         while let Some(event) = self.relay.poll_event() {
             match event {
                 Event::Save { state, forget } => {
@@ -265,14 +264,20 @@ impl Loop {
             }
         }
         if now < self.save_at {
-            return;
+            return true;
         }
-        let Some((state, forget)) = &self.unsaved else { return };
+        let Some((state, forget)) = &self.unsaved else { return true };
         match state::save(&self.dir, state, *forget) {
-            Ok(()) => self.unsaved = None,
+            Ok(()) => {
+                self.unsaved = None;
+                self.relay.hold(false);
+                true
+            }
             Err(e) => {
-                error!("the state could not be saved, so nothing new is answered: {e}");
+                error!("the state could not be saved, so nothing is answered that rests on it: {e}");
                 self.save_at = now + SAVE_AGAIN;
+                self.relay.hold(true);
+                false
             }
         }
     }

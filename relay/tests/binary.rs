@@ -180,3 +180,41 @@ fn root_is_left() {
     let a = clients.add(Credential::Anonymous);
     clients.until("a session", |c| c[a].link.rtt().is_some());
 }
+
+/// A registration is on disk before it is answered; while the disk does not take it, it is not said to be done, and
+/// all else goes on. [P-REGISTER]
+#[test]
+fn nothing_is_answered_that_is_not_stored() {
+    let dir = Dir::new();
+    let made = dir.say(&["--json", "init", "--public", "127.0.0.1:4433", "--listen", "udp://127.0.0.1:0"]);
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    let url: RelayUrl = made["urls"][0].as_str().unwrap().parse().unwrap();
+    let relay = Process::start(&dir, "127.0.0.1:0");
+    let mut clients = Clients::new(&url, relay.udp);
+    let creator = clients.add(Credential::Anonymous);
+    clients.until("a session", |c| c[creator].link.rtt().is_some());
+    // A directory stands where the temporary file would.
+    let obstacle = dir.0.join("relay/.state.new.tmp");
+    std::fs::create_dir(&obstacle).unwrap();
+    let token = *url.token.as_ref().unwrap().expose();
+    let register = Control::Register { token, owner: OWNER, access: ACCESS };
+    clients.all[creator].link.send_control(&register);
+    let end = clients.clock.now() + std::time::Duration::from_millis(700);
+    let clock = clients.clock;
+    clients.until("a while", |_| clock.now() > end);
+    assert_eq!(registered(&clients.all[creator]), None);
+    clients.all[creator].link.send_control(&register);
+    clients.until("an answer", |c| registered(&c[creator]).is_some());
+    assert_eq!(registered(&clients.all[creator]), Some(Status::Pending));
+    assert_eq!((relay.get("/ready").0, relay.get("/health").0, relay.get("/live").0), (503, 503, 200));
+    assert_eq!(relay.metric("state_saved"), 0.0);
+    std::fs::remove_dir(&obstacle).unwrap();
+    clients.until("the state to be saved", |_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        relay.get("/ready").0 == 200
+    });
+    clients.all[creator].controls.clear();
+    clients.all[creator].link.send_control(&register);
+    clients.until("the registration", |c| registered(&c[creator]).is_some());
+    assert_eq!(registered(&clients.all[creator]), Some(Status::Ok));
+}

@@ -41,7 +41,7 @@ pub(crate) struct Client {
     /// Where it is sent to.
     pub address: SocketAddr,
     pub scope: Scope,
-    /// Its first packet has come; nothing is done for it before. [R-CONFIRM]
+    /// Its first packet has come; nothing is done for it before. [P-CONFIRM]
     pub confirmed: bool,
     /// Count of handshakes: of two with one handle, the later wins.
     pub born: u64,
@@ -108,7 +108,7 @@ impl Client {
         }
     }
 
-    /// Is this header the client's, and new? The window moves only after the MAC holds. [R-MAC]
+    /// Is this header the client's, and new? The window moves only after the MAC holds. [P-RELAY-MAC]
     pub fn admit(&mut self, now: Time, header: &RelayHeader) -> Result<(), DropReason> {
         let window = self.windows.get_mut(usize::from(header.thread)).ok_or(DropReason::Malformed)?;
         if let Some(w) = window {
@@ -139,7 +139,7 @@ impl Client {
         Some(fresh)
     }
 
-    /// An answer from this address: the client has moved, if it is the right one. [R-REBIND]
+    /// An answer from this address: the client has moved, if it is the right one. [P-RELAY-MAC]
     pub fn rebind(&mut self, now: Time, from: SocketAddr, answer: &[u8; 8]) -> bool {
         let holds = self.probe.as_ref().is_some_and(|p| {
             p.to == from && ct_eq(&p.challenge, answer) && now.since(p.sent) < CHALLENGE_LIFETIME
@@ -254,7 +254,7 @@ mod tests {
     use std::collections::HashSet;
 
     proptest! {
-        /// Against a set of everything seen. [R-REPLAY]
+        /// Against a set of everything seen. [P-RELAY-MAC]
         #[test]
         fn window_is_a_set(jumps in prop::collection::vec((0u64..3000, any::<bool>()), 1..300), base: u32) {
             let (mut w, mut seen, mut top) = (Window::default(), HashSet::new(), u64::from(base));

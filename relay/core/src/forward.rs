@@ -53,7 +53,7 @@ impl Relay {
         Ok(address)
     }
 
-    /// Asks at the address that a client was heard from whether it is there. [R-REBIND]
+    /// Asks at the address that a client was heard from whether it is there. [P-RELAY-MAC]
     pub(crate) fn challenge(&mut self, now: Time, slot: u32, to: SocketAddr) {
         let fresh = self.rng.bytes();
         let Some(client) = self.clients.get_mut(&slot) else { return };
@@ -64,7 +64,7 @@ impl Relay {
 }
 
 /// May the source (handle, scope) send to this client? Within one network, or between the two ends of a rendezvous.
-/// [R-SCOPE]
+/// [P-RELAY-NET]
 fn may(now: Time, (handle, scope): (u64, Scope), to: &Client) -> bool {
     let met = |pair: Option<(u64, Time)>, other: u64| pair.is_some_and(|(h, end)| h == other && now < end);
     match (scope, to.scope) {

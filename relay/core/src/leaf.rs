@@ -1,5 +1,5 @@
 //! The relay's leaves: the KEM keys that clients open their sessions with. Seven days each, the next a day ahead, two
-//! accepted, erased when they end. [R-LEAF]
+//! accepted, erased when they end. [P-RELAY-LEAF]
 
 use crate::durable::SavedLeaf;
 use shadowmesh_crypto::kdf::Hash;
@@ -116,7 +116,7 @@ mod tests {
     use shadowmesh_identity::Seed;
     use shadowmesh_identity::chain::verify_relay_leaf;
 
-    /// A month, hour by hour: the bundle always verifies, two keys at most, none past its end. [R-LEAF]
+    /// A month, hour by hour: the bundle always verifies, two keys at most, none past its end. [P-RELAY-LEAF]
     #[test]
     fn a_leaf_is_always_valid_and_no_key_outlives_it() {
         let identity = Seed::random().relay_identity().unwrap();

@@ -262,10 +262,17 @@ impl Relay {
 
     /// A slot that was never given; the epoch goes on when it is used up.
     fn take_slot(&mut self) -> Result<u32, DropReason> {
+        if self.held && self.bumped {
+            return Err(DropReason::OverLimit);
+        }
         let slot = match self.slots.take() {
             Some(slot) => slot,
             None => {
+                if self.held {
+                    return Err(DropReason::OverLimit);
+                }
                 self.durable.epoch += 1;
+                self.bumped = true;
                 self.slots = crate::slots::Slots::new(self.durable.epoch);
                 self.save(false);
                 self.slots.take().ok_or(DropReason::OverLimit)?

@@ -47,7 +47,7 @@ pub enum RelayError {
 #[derive(Debug)]
 pub enum Event {
     /// Store this **before sending anything** that [`Relay::poll_transmit`] gives from here on: a token counts as used,
-    /// and an epoch as begun, when it is on disk, and only then is it answered. [R-COMMIT]
+    /// and an epoch as begun, when it is on disk, and only then is it answered. [P-REGISTER]
     Save {
         /// [`Durable::encode`]'s bytes: secrets are among them.
         state: Zeroizing<Vec<u8>>,
@@ -101,6 +101,10 @@ pub struct Relay {
     pub(crate) load: Load,
     pub(crate) instance: u64,
     pub(crate) born: u64,
+    /// The last state could not be stored.
+    pub(crate) held: bool,
+    /// The epoch went on while the relay ran.
+    pub(crate) bumped: bool,
     resets: Limits,
     /// Unix time at some moment.
     wall: (Time, u64),
@@ -149,6 +153,8 @@ impl Relay {
             load: Load::new(now),
             instance: rng.u64(),
             born: 0,
+            held: false,
+            bumped: false,
             resets: Limits::new(rng.bytes(), RESET_RATE, RESET_BURST),
             wall: (now, unix),
             leaf_due: 0,
@@ -220,7 +226,7 @@ impl Relay {
         }
     }
 
-    /// Tells whoever sent it that the slot is dead, when that is certain. Smaller than what provoked it. [R-RESET]
+    /// Tells whoever sent it that the slot is dead, when that is certain. Smaller than what provoked it. [P-RESET]
     fn reset(&mut self, now: Time, from: SocketAddr, slot: u32, provoked_by: usize) {
         let alive = self.clients.contains_key(&slot);
         if alive || provoked_by < RELAY_HEADER || !self.resets.allow(now, &Source::Udp(from)) {
@@ -301,6 +307,13 @@ impl Relay {
         for slot in gone {
             self.remove(slot);
         }
+    }
+
+    /// The last state could not be stored (`true`; throw away what [`Relay::poll_transmit`] gives until it is empty), or
+    /// was at last. Meanwhile nothing is answered that would rest on it; all else goes on. [P-REGISTER]
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.bumped &= held;
     }
 
     /// Other bounds from now on; who is in stays in. Suites, and rates of handshakes and of whoever is in, stay as they

@@ -65,7 +65,7 @@ impl Relay {
         }
     }
 
-    /// The first packet of a session opened: its handle is bound to it. [R-CONFIRM]
+    /// The first packet of a session opened: its handle is bound to it. [P-CONFIRM]
     fn confirm(&mut self, slot: u32) -> Result<(), DropReason> {
         let client = self.clients.get(&slot).ok_or(DropReason::UnknownSlot)?;
         let (handle, born, scope) = (client.handle, client.born, client.scope);
@@ -163,8 +163,11 @@ impl Relay {
         if !matches!(client.scope, Scope::Anonymous(_)) {
             return Status::Refused;
         }
+        if self.held {
+            return Status::Pending;
+        }
         let asked = client.asked;
-        // Nobody can register another's tag: it is the hash of what only the owner knows. [R-TAG]
+        // Nobody can register another's tag: it is the hash of what only the owner knows. [P-REGISTER]
         let tag = hash(Label::OwnerTag, &[owner.expose()]);
         if let Some(n) = self.by_tag.get(&short(&tag)).map(|n| *n as usize) {
             let (Some(network), Some(net)) = (self.durable.networks.get_mut(n), self.nets.get_mut(n)) else {
@@ -265,7 +268,7 @@ impl Relay {
         }
     }
 
-    /// Lets an anonymous client and the owner of a locator exchange packets for a while; nobody else. [R-SCOPE]
+    /// Lets an anonymous client and the owner of a locator exchange packets for a while; nobody else. [P-RELAY-NET]
     fn rendezvous(&mut self, now: Time, slot: u32, locator: &Hash) -> Control {
         let no = |status| Control::RendezvousReply { status, owner: 0, lifetime: 0 };
         let owner = self.locators.get(locator).filter(|l| now < l.ends).map(|l| l.owner);

@@ -3,7 +3,7 @@
 //! A slot is the low byte of the epoch and a sequence number of 24 bits. No slot is given twice within an epoch, and no
 //! epoch is used twice. So a slot of another epoch, or below the next sequence number, that is not live now never will be
 //! again, and its reset token may be shown to anybody. The token of a slot that lives, or may live, is shown to nobody
-//! but its client. [R-RESET]
+//! but its client. [P-RESET]
 
 use shadowmesh_crypto::kdf::{Label, mac16};
 use shadowmesh_crypto::secret::Secret;
@@ -62,7 +62,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever is asked for now, it is the token of no slot that is given later. [R-RESET]
+        /// Whatever is asked for now, it is the token of no slot that is given later. [P-RESET]
         #[test]
         fn no_token_of_the_future(epoch in 1u64..2000, given in 0u32..50, slot: u32, later in 0u64..600, n in 0u32..100) {
             let key = Secret::new([7; 32]);

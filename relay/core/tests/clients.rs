@@ -48,7 +48,7 @@ fn anonymous_sessions_end() {
     assert!(t.peers[a].resets == 1 && t.peers[a].grant.unwrap().slot != slot);
 }
 
-/// A token registers one network; its owner secret rotates without one; nobody else touches its tag. [R-TAG]
+/// A token registers one network; its owner secret rotates without one; nobody else touches its tag. [P-REGISTER]
 #[test]
 fn registration() {
     let mut t = Table::new(Config::default());
@@ -135,7 +135,7 @@ fn forwarding_within_a_network_and_never_between() {
     assert_eq!(t.relay.metrics().forwarded, 101);
 }
 
-/// A header is taken once; one bit of it changed, never. [R-MAC] [R-REPLAY]
+/// A header is taken once; one bit of it changed, never. [P-RELAY-MAC]
 #[test]
 fn replays_and_forgeries_are_dropped() {
     let mut t = Table::new(Config::default());
@@ -162,7 +162,7 @@ fn replays_and_forgeries_are_dropped() {
     assert_eq!(t.peers[p[1]].got.len(), 501);
 }
 
-/// A spoofed source neither burns a counter nor takes a handle over. [R-MAC] [R-REBIND]
+/// A spoofed source neither burns a counter nor takes a handle over. [P-RELAY-MAC]
 #[test]
 fn a_spoofed_source_does_nothing() {
     let mut t = Table::new(Config { client_rate: Some(100_000), ..Config::default() });
@@ -187,7 +187,7 @@ fn a_spoofed_source_does_nothing() {
 }
 
 /// A client that moved is forwarded at once; it is sent to at its new address after it has answered from there.
-/// [R-REBIND]
+/// [P-RELAY-MAC]
 #[test]
 fn rebinding_only_after_a_challenge() {
     let mut t = Table::new(Config::default());
@@ -229,7 +229,7 @@ fn challenges_are_few() {
     assert_eq!(challenges, 1);
 }
 
-/// After `kill -9` clients learn at once, come back by themselves, and keep their handles. [R-RESET]
+/// After `kill -9` clients learn at once, come back by themselves, and keep their handles. [P-RESET]
 #[test]
 fn a_restart_is_told_by_reset_and_handles_stay() {
     let mut t = Table::new(Config::default());
@@ -250,7 +250,7 @@ fn a_restart_is_told_by_reset_and_handles_stay() {
     assert!(t.relay.metrics().resets >= 2);
 }
 
-/// A false RESET changes nothing; a true one is never to be had for a slot that lives or will be given. [R-RESET]
+/// A false RESET changes nothing; a true one is never to be had for a slot that lives or will be given. [P-RESET]
 #[test]
 fn no_reset_for_the_living_nor_the_unborn() {
     let mut t = Table::new(Config::default());
@@ -309,7 +309,7 @@ fn resets_are_limited() {
     assert!((1..=400).contains(&resets), "{resets} RESETs");
 }
 
-/// The same pseudonym from two machines: the later session counts, the older one is told. [R-CONFIRM]
+/// The same pseudonym from two machines: the later session counts, the older one is told. [P-CONFIRM]
 #[test]
 fn one_handle_one_session() {
     let mut t = Table::new(Config::default());
@@ -333,7 +333,7 @@ fn one_handle_one_session() {
     assert_eq!((t.peers[p[0]].got.len(), t.peers[first].resets), (before, 1));
 }
 
-/// Nothing is done for a client before its first packet: no handle, no forwarding; and it is forgotten. [R-CONFIRM]
+/// Nothing is done for a client before its first packet: no handle, no forwarding; and it is forgotten. [P-CONFIRM]
 #[test]
 fn a_client_without_a_first_packet_is_nobody() {
     let mut t = Table::new(Config::default());
@@ -367,7 +367,7 @@ fn a_client_without_a_first_packet_is_nobody() {
     assert_eq!((t.relay.pending(), t.relay.clients()), (0, (1, 0)));
 }
 
-/// An anonymous client reaches the owner of a locator it knows, for ten minutes, and nobody else. [R-SCOPE]
+/// An anonymous client reaches the owner of a locator it knows, for ten minutes, and nobody else. [P-RELAY-NET]
 #[test]
 fn rendezvous_joins_two_and_no_more() {
     let mut t = Table::new(Config::default());
