@@ -1,6 +1,6 @@
 //! Errands: machines that run for a few seconds on sockets of their own, before there is a network to run them in.
 
-use shadowmesh_control::{Exit, Problem};
+use shadowmesh_control::{Exit, Problem, with_dates};
 use shadowmesh_crypto::Secret;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::udp::{RecvBatch, Udp};
@@ -153,13 +153,12 @@ pub fn resolve(place: &HostPort) -> Result<SocketAddr, Problem> {
 
 /// A machine's error in three parts.
 fn problem(error: &JoinError) -> Problem {
-    let what = error.to_string();
+    let what = with_dates(&error.to_string());
     match error {
         JoinError::NoRelay => Problem::new(Exit::NoAnswer, what)
             .fix("Check that the relay runs, and that UDP to it is not blocked:  shadowmesh netcheck"),
-        JoinError::TokenUsed => {
-            Problem::new(Exit::Refused, what).fix("Ask the relay's host for a new URL:  shadowmesh-relay url")
-        }
+        JoinError::TokenUsed => Problem::new(Exit::Refused, what)
+            .fix("Ask the relay's host for a new URL:  shadowmesh-relay token new"),
         JoinError::RelayFull => Problem::failed(what).fix("Ask its host, or take another relay."),
         JoinError::NoInviter | JoinError::Timeout => Problem::new(Exit::NoAnswer, what)
             .fix("Start it there (shadowmesh up), then join again: the invite is still good."),

@@ -6,12 +6,13 @@ use crate::errand::{self, Start};
 use crate::state::{Meta, NewNetwork};
 use shadowmesh_control::{CreateNetwork, Exit, Join, Line, Problem, Step};
 use shadowmesh_crypto::Secret;
+use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_identity::fact::Body;
 use shadowmesh_identity::{
     Access, Bridge, Certificate, DAY, Fact, Genesis, Invite, Name, NodeId, RelayUrl, Roles, Seed, address,
 };
-use shadowmesh_proto::join::{JoinConfig, Joiner, Registered, Registrar};
+use shadowmesh_proto::join::{JoinConfig, Joined, Joiner, Registered, Registrar};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -21,6 +22,11 @@ use tokio::sync::mpsc;
 const LIFETIME: u64 = 365 * DAY;
 /// The first session with the inviter is waited for that long; it may come later.
 const FIRST_PEER: Duration = Duration::from_secs(5);
+
+/// What an inviter says of an identity that was revoked.
+const REVOKED: &str = "identity was revoked";
+/// So often a machine may have been revoked in one network.
+const MAX_INCARNATION: u32 = 100;
 
 type Lines = mpsc::Sender<Line>;
 
@@ -158,32 +164,26 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
         Some(seed) => (seed, false),
         None => (Seed::random(), true),
     };
-    let incarnation = daemon.state.incarnation(&network)?;
-    let identity = Arc::new(seed.identity_key(&network, incarnation).map_err(crypto("the identity"))?);
-    let node = NodeId::of(identity.public());
-    let suites = daemon.config.read().unwrap_or_else(PoisonError::into_inner).crypto.preferred();
-    let waiting = waiting_lines(&lines);
-    let wish = device.clone();
     if seed_is_new {
         // Stored before it is certified: an invite that was used for an identity which a crash forgot would be lost.
         daemon.state.store_seed(&seed)?;
     }
-    let joined = apart(move || {
-        let meetings = invite.relays.iter().map(|m| Ok((m.relay, errand::resolve(&m.address)?)));
-        let (mut relays, mut unknown) = (vec![], None);
-        for found in meetings {
-            match found {
-                Ok(relay) => relays.push(relay),
-                Err(p) => unknown = Some(p),
+    let mut incarnation = daemon.state.incarnation(&network)?;
+    let (joined, node) = loop {
+        let identity = Arc::new(seed.identity_key(&network, incarnation).map_err(crypto("the identity"))?);
+        let node = NodeId::of(identity.public());
+        match ask(&daemon, &asked.url, identity, device.clone(), &lines).await {
+            Ok(joined) => break (joined, node),
+            // A revoked identity never comes back; the seed has others, and the invite is not used up by asking.
+            Err(p)
+                if p.exit == Exit::Refused && p.what.contains(REVOKED) && incarnation < MAX_INCARNATION =>
+            {
+                incarnation += 1;
+                daemon.state.set_incarnation(&network, incarnation)?;
             }
+            Err(p) => return Err(p),
         }
-        if let (true, Some(p)) = (relays.is_empty(), unknown) {
-            return Err(p);
-        }
-        let config = JoinConfig { invite, relays, identity, name: wish, suites };
-        errand::run(|s: Start| Joiner::new(config, s.now, s.unix, s.seed), waiting)
-    })
-    .await?;
+    };
     let parsed: Vec<Fact> = joined.facts.iter().filter_map(|f| Fact::parse(f).ok()).collect();
     let certificate =
         |of: NodeId| parsed.iter().filter(|f| f.subject() == of).filter_map(|f| f.certificate()).next_back();
@@ -198,6 +198,34 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
     let done = up(&daemon, &name, &lines).await?;
     first_peer(&daemon, &name, joined.inviter, &inviter, &lines).await;
     Ok(done)
+}
+
+/// Asks the inviter for a certificate.
+async fn ask(
+    daemon: &Daemon,
+    url: &str,
+    identity: Arc<SigningKey>,
+    name: Name,
+    lines: &Lines,
+) -> Result<Joined, Problem> {
+    let invite: Invite = url.parse().map_err(|e| bad("this is no invite", e))?;
+    let suites = daemon.config.read().unwrap_or_else(PoisonError::into_inner).crypto.preferred();
+    let waiting = waiting_lines(lines);
+    apart(move || {
+        let (mut relays, mut unknown) = (vec![], None);
+        for meeting in &invite.relays {
+            match errand::resolve(&meeting.address) {
+                Ok(address) => relays.push((meeting.relay, address)),
+                Err(p) => unknown = Some(p),
+            }
+        }
+        if let (true, Some(p)) = (relays.is_empty(), unknown) {
+            return Err(p);
+        }
+        let config = JoinConfig { invite, relays, identity, name, suites };
+        errand::run(|s: Start| Joiner::new(config, s.now, s.unix, s.seed), waiting)
+    })
+    .await
 }
 
 /// Waits a little for the first session, since that is what people look for next.

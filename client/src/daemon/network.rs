@@ -3,14 +3,14 @@
 use crate::config::{self, Config, PeerName};
 use crate::engine::{Engine, Inside, PATH_MTU, Setup};
 use crate::state::{self, Meta, NetworkState, State};
-use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, rfc3339};
+use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, date, rfc3339, with_dates};
 use shadowmesh_crypto::Secret;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::netlink::{self, Netlink, NetlinkError};
 use shadowmesh_host::tap::{Tap, TapError, TapOptions};
 use shadowmesh_host::udp::{Udp, UdpError};
 use shadowmesh_identity::fact::Roles;
-use shadowmesh_identity::{Fact, Genesis, Name, NetworkId, NodeId};
+use shadowmesh_identity::{Fact, Genesis, Invalid, Name, NetworkId, NodeId};
 use shadowmesh_proto::{NodeConfig, Route, Time};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -240,7 +240,13 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
     status.up = true;
     status.problems.extend(inside.trouble.map(str::to_owned));
     if let Err(e) = node.roster().is_valid(&node.id(), node.unix(now)) {
-        status.problems.push(format!("this node is not accepted here: {e}"));
+        status.problems.push(not_accepted(&e, &status.name, inside.unix));
+    }
+    for peer in inside.refused.iter().filter_map(|p| node.roster().member(p)) {
+        status.problems.push(format!(
+            "{} refuses this machine: it may have been revoked. To come back: shadowmesh leave, then join by a new invite.",
+            peer.name()
+        ));
     }
     if let Some(own) = node.roster().member(&node.id()) {
         status.roles = roles(own.roles());
@@ -297,6 +303,23 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
     drops.add(inside.drops);
     status.drops = drops.nonzero().map(|(reason, n)| (reason.label().to_owned(), n)).collect();
     status
+}
+
+/// Why this node is no member in good standing, and what to do.
+fn not_accepted(why: &Invalid, network: &str, clock: u64) -> String {
+    match why {
+        Invalid::Expired { since } => format!(
+            "this machine's clock says {}; its certificate of \"{network}\" ended on {}. Set the clock (timedatectl \
+             set-ntp true); if it is right, ask an admin for a new invite.",
+            date(clock),
+            date(*since)
+        ),
+        Invalid::Revoked | Invalid::IssuerRevoked => format!(
+            "this machine is no member of \"{network}\" any more: {why}. To come back: shadowmesh leave, then join by a \
+             new invite."
+        ),
+        why => format!("this machine is not accepted in \"{network}\": {}", with_dates(&why.to_string())),
+    }
 }
 
 /// Finds a member by name, overlay address, NodeId or the beginning of one.

@@ -12,7 +12,7 @@ mod types;
 
 pub use client::Client;
 pub use problem::{Exit, Problem};
-pub use time::rfc3339;
+pub use time::{date, rfc3339, with_dates};
 pub use types::*;
 
 /// What stands in the `Host` header of every request. A browser can be talked into a request to a local socket's proxy,

@@ -7,6 +7,50 @@ pub fn rfc3339(unix: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// A sentence whose moments are for people: what the cores call `at 1795277753 (unix seconds)` becomes
+/// `on 21 November 2026 at 16:15 UTC`.
+pub fn with_dates(sentence: &str) -> String {
+    const MARK: &str = " (unix seconds)";
+    let mut out = String::new();
+    let mut rest = sentence;
+    while let Some(end) = rest.find(MARK) {
+        let (before, after) = (&rest[..end], &rest[end + MARK.len()..]);
+        let words = before.rsplit_once(' ').and_then(|(head, n)| Some((head, n.parse::<u64>().ok()?)));
+        match words {
+            Some((head, unix)) => {
+                out.push_str(head.strip_suffix(" at").unwrap_or(head));
+                out.push_str(" on ");
+                out.push_str(&date(unix));
+            }
+            None => out.push_str(&rest[..end + MARK.len()]),
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+/// `21 November 2026 at 16:15 UTC`.
+pub fn date(unix: u64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    let (days, rest) = (unix / 86_400, unix % 86_400);
+    let (year, month, day) = civil(days);
+    let month = MONTHS.get(month as usize - 1).copied().unwrap_or_default();
+    format!("{day} {month} {year} at {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
+}
+
 /// Days since 1970 as a date of the Gregorian calendar: eras of 400 years that begin in March, so that the leap day is
 /// the last of its year.
 fn civil(days: u64) -> (u64, u64, u64) {
@@ -22,6 +66,21 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_in_sentences() {
+        assert_eq!(
+            with_dates("used by `a` at 1795277753 (unix seconds)"),
+            "used by `a` on 21 November 2026 at 16:15 UTC"
+        );
+        assert_eq!(
+            with_dates("it begins only at 0 (unix seconds): is this clock right?"),
+            "it begins only on 1 January 1970 at 00:00 UTC: is this clock right?"
+        );
+        for plain in ["nothing", "at x (unix seconds)", " (unix seconds)", ""] {
+            assert_eq!(with_dates(plain), plain);
+        }
+    }
 
     #[test]
     fn known_moments() {

@@ -50,6 +50,8 @@ impl Machine {
 
 struct Evening {
     machines: Vec<Machine>,
+    vps: Host,
+    state: String,
     relay: Process,
     urls: Vec<String>,
     _lab: Lab,
@@ -71,10 +73,19 @@ fn evening(test: &str, names: &[&str]) -> Evening {
         nat.masquerade(&wire.a, true);
         machines.push(Machine { host, directory: lab.directory().join(name) });
     }
-    let relay = vps.spawn("relay", Lab::binary("plain-relay"), &["203.0.113.2:443"], &[]);
-    let said = relay.wait_for("ready", SECONDS(10));
-    let urls = said.lines().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect();
-    Evening { machines, relay, urls, _lab: lab }
+    let state = lab.directory().join("relay").display().to_string();
+    let program = Lab::binary("shadowmesh-relay");
+    let said = vps.run(&program, &["init", "--public", "203.0.113.2", "--tokens", "2", "--state", &state]);
+    let urls = said.split_whitespace().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect();
+    let relay = start_relay(&vps, &state);
+    Evening { machines, vps, state, relay, urls, _lab: lab }
+}
+
+fn start_relay(vps: &Host, state: &str) -> Process {
+    let arguments = ["run", "--allow-root", "--state", state];
+    let relay = vps.spawn("relay", Lab::binary("shadowmesh-relay"), &arguments, &[]);
+    wait_until("the relay's socket", SECONDS(10), || vps.run("ss", &["-lun"]).contains(":443").then_some(()));
+    relay
 }
 
 #[test]
@@ -157,10 +168,46 @@ fn the_first_minute_and_what_an_admin_does() {
     wait_until("the end of the session", SECONDS(3), || {
         laptop.host.ping(&b, 1).rtt_ms.is_empty().then_some(())
     });
+    // It hears that, and comes back only by a new invite, under another identity.
+    let url = laptop.must(&["invite", "pi"]).trim().to_owned();
+    wait_until("the news of it", SECONDS(30), || {
+        let status = pi.json(&["status"]);
+        status["networks"][0]["problems"].to_string().contains("laptop refuses this machine").then_some(())
+    });
+    let before = pi.json(&["status"])["networks"][0]["node"].clone();
+    pi.must(&["leave", "--yes"]);
+    pi.must(&["join", &url]);
+    assert_ne!(pi.json(&["status"])["networks"][0]["node"], before);
+    laptop.host.must_reach(&pi.address(), 10);
+    assert_eq!(laptop.json(&["peers"])["peers"].as_array().unwrap().len(), 1);
     let (code, text) = laptop.say(&["revoke", "laptop", "--yes"]);
     assert!(code != 0, "{text}");
-    assert_eq!(laptop.json(&["peers"])["peers"].as_array().unwrap().len(), 0);
-    drop(e.relay);
+}
+
+#[test]
+fn a_relay_that_restarts_is_found_again() {
+    let mut e = evening("relay restart", &["laptop", "pi"]);
+    let (laptop, pi) = (&e.machines[0], &e.machines[1]);
+    laptop.must(&["network", "create", "home", "--relay", &e.urls[0]]);
+    wait_until("the relay link", SECONDS(10), || {
+        (laptop.json(&["status"])["networks"][0]["relays"][0]["up"] == true).then_some(())
+    });
+    let url = laptop.must(&["invite", "pi"]).trim().to_owned();
+    pi.must(&["join", &url]);
+    let address = pi.address();
+    laptop.host.must_reach(&address, 10);
+    e.relay.kill();
+    assert!(laptop.host.ping(&address, 1).rtt_ms.is_empty());
+    e.relay = start_relay(&e.vps, &e.state);
+    wait_until("an answer through the new relay", SECONDS(20), || {
+        (!laptop.host.ping(&address, 1).rtt_ms.is_empty()).then_some(())
+    });
+    // And one that ends while it is away comes up without it, and says what is missing.
+    e.relay.kill();
+    pi.must(&["down"]);
+    pi.must(&["up"]);
+    let text = pi.must(&["status"]);
+    assert!(text.contains("203.0.113.2:443  no answer"), "{text}");
 }
 
 #[test]
@@ -185,7 +232,7 @@ fn who_is_late_or_wrong_hears_why() {
     pi.must(&["join", &url]);
     assert!(pi.address().starts_with("10.99."));
     let (code, text) = pi2.say(&["join", &url]);
-    assert!(code == 6 && text.contains("was used"), "{text}");
+    assert!(code == 6 && text.contains("was used by `pi` on ") && text.contains(" UTC."), "{text}");
     // Nothing was left behind by that.
     assert_eq!(pi2.json(&["network", "list"])["networks"].as_array().unwrap().len(), 0);
 

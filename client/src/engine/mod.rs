@@ -4,7 +4,10 @@
 //! threads that end with their answer. The order of draining is the node's contract: keys are installed by the endpoint;
 //! then events (what must be stored is stored), frames into the device, datagrams into the sockets, jobs to the worker.
 
+mod outbox;
+
 use crate::state::NetworkState;
+use outbox::Outbox;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::tap::{self, Tap};
 use shadowmesh_host::udp::{BATCH, RecvBatch, SendStop, Udp};
@@ -14,10 +17,9 @@ use shadowmesh_proto::batch::Drops;
 use shadowmesh_proto::handshake::Source;
 use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work, WorkDone};
 use shadowmesh_wire::DropReason;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -29,8 +31,6 @@ use tracing::{debug, info, warn};
 const FRAME_OVERHEAD: usize = 18;
 /// Largest datagram before a path is probed, IP and UDP header not counted: fits 1280 bytes of IPv6 with a relay header.
 pub const PATH_MTU: usize = 1200;
-/// Datagrams that wait for the sockets at most; then new ones are dropped.
-const MAX_WAITING: usize = 512;
 /// Commands that wait at most.
 const COMMANDS: usize = 64;
 /// Jobs that wait for the worker at most; then they are done here.
@@ -39,6 +39,9 @@ const JOBS: usize = 256;
 const BUFFERS_FULL: Duration = Duration::from_millis(1);
 /// The wall clock is looked at so often, and what could not be stored or resolved is tried again.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why a session ended, in the node's words, when the peer would not have it.
+const REFUSED: &str = "it refuses this node";
 
 /// What a network is run with.
 pub struct Setup {
@@ -75,6 +78,8 @@ pub struct Inside<'a> {
     pub drops: &'a Drops,
     /// What went wrong lately: storing, mostly.
     pub trouble: Option<&'a str>,
+    /// Peers that have refused this node.
+    pub refused: &'a HashSet<NodeId>,
     pongs: &'a mut HashMap<u64, mpsc::Sender<Pong>>,
     next_ping: &'a mut u64,
 }
@@ -210,26 +215,6 @@ impl Drop for Engine {
     }
 }
 
-/// Datagrams that wait for a socket, in one piece of memory.
-#[derive(Default)]
-struct Outbox {
-    bytes: Vec<u8>,
-    list: Vec<(SocketAddr, Range<usize>)>,
-}
-
-impl Outbox {
-    fn push(&mut self, to: SocketAddr, datagram: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(datagram);
-        self.list.push((to, start..self.bytes.len()));
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.list.clear();
-    }
-}
-
 struct Loop {
     endpoint: Endpoint,
     clock: Clock,
@@ -242,11 +227,10 @@ struct Loop {
     findings: Receiver<Found>,
     jobs: SyncSender<Work>,
     out: Outbox,
-    /// Where the sockets stopped taking.
-    stopped: Option<SendStop>,
     drops: Drops,
     pongs: HashMap<u64, mpsc::Sender<Pong>>,
     next_ping: u64,
+    refused: HashSet<NodeId>,
     unsaved_facts: bool,
     unsaved_keys: bool,
     unsaved_invites: bool,
@@ -284,10 +268,10 @@ impl Loop {
             findings,
             jobs,
             out: Outbox::default(),
-            stopped: None,
             drops: Drops::default(),
             pongs: HashMap::new(),
             next_ping: 0,
+            refused: HashSet::new(),
             unsaved_facts: false,
             unsaved_keys: false,
             unsaved_invites: false,
@@ -314,12 +298,12 @@ impl Loop {
             if let Some(at) = self.endpoint.deadline() {
                 timeout = timeout.min(at.since(now));
             }
-            let held = self.stopped.is_some();
-            if self.stopped == Some(SendStop::NoBuffers) {
+            let held = self.out.stopped.is_some();
+            if self.out.stopped == Some(SendStop::NoBuffers) {
                 timeout = timeout.min(BUFFERS_FULL);
             }
             let mut fds = vec![(std::os::fd::AsFd::as_fd(&self.waker), Interest::Read)];
-            let wait_to_write = self.stopped == Some(SendStop::WouldBlock);
+            let wait_to_write = self.out.stopped == Some(SendStop::WouldBlock);
             let interest = if wait_to_write { Interest::ReadWrite } else { Interest::Read };
             fds.extend(self.udp.fds().map(|fd| (fd, interest)));
             // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
@@ -331,7 +315,7 @@ impl Loop {
             drop(fds);
 
             if held {
-                self.flush();
+                self.out.flush(&self.udp, &mut self.drops);
             }
             if ready.readable(0) {
                 self.waker.clear();
@@ -407,12 +391,12 @@ impl Loop {
             let now = self.now();
             let out = &mut self.out;
             self.endpoint.seal(now, |to, datagram| out.push(to, datagram));
-            self.flush();
+            self.out.flush(&self.udp, &mut self.drops);
             self.drain();
             if let Some(e) = error {
                 return Err(e);
             }
-            if !more || self.stopped.is_some() {
+            if !more || self.out.stopped.is_some() {
                 break;
             }
         }
@@ -451,7 +435,7 @@ impl Loop {
                 self.out.push(to, &datagram);
             }
         }
-        self.flush();
+        self.out.flush(&self.udp, &mut self.drops);
         let mut again = false;
         while let Some(job) = self.endpoint.poll_work() {
             match self.jobs.try_send(job) {
@@ -500,6 +484,15 @@ impl Loop {
     }
 
     fn tell(&mut self, event: Event) {
+        match &event {
+            Event::PeerUp(peer, _) => {
+                self.refused.remove(peer);
+            }
+            Event::PeerDown(peer, REFUSED) => {
+                self.refused.insert(*peer);
+            }
+            _ => {}
+        }
         let network = self.files.name();
         match event {
             Event::SaveRoster | Event::SaveKeys | Event::SaveInvites => {}
@@ -575,6 +568,7 @@ impl Loop {
                         unix: self.clock.unix(),
                         drops: &self.drops,
                         trouble: self.trouble.as_deref(),
+                        refused: &self.refused,
                         pongs: &mut self.pongs,
                         next_ping: &mut self.next_ping,
                     });
@@ -607,37 +601,6 @@ impl Loop {
         }
         self.endpoint.settle(now);
         self.drain();
-    }
-
-    /// Sends what waits, as far as the sockets take it.
-    fn flush(&mut self) {
-        if self.out.list.is_empty() {
-            self.stopped = None;
-            return;
-        }
-        let list: Vec<(SocketAddr, &[u8])> =
-            self.out.list.iter().map(|(to, range)| (*to, &self.out.bytes[range.clone()])).collect();
-        let mut refused = 0u32;
-        let sent = self.udp.send_batch(&list, &mut |_, _| refused += 1);
-        for _ in 0..refused {
-            self.drops.count(DropReason::SocketBusy);
-        }
-        self.stopped = sent.stop;
-        if sent.stop.is_none() {
-            self.out.clear();
-            return;
-        }
-        // The rest waits, but not without bound.
-        self.out.list.drain(..sent.done);
-        while self.out.list.len() > MAX_WAITING {
-            self.out.list.pop();
-            self.drops.count(DropReason::SocketBusy);
-        }
-        let mut rest = Outbox::default();
-        for (to, range) in &self.out.list {
-            rest.push(*to, &self.out.bytes[range.clone()]);
-        }
-        self.out = rest;
     }
 }
 

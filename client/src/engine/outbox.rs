@@ -1,0 +1,54 @@
+//! Datagrams that wait for a socket, in one piece of memory.
+
+use shadowmesh_host::udp::{SendStop, Udp};
+use shadowmesh_proto::batch::Drops;
+use shadowmesh_wire::DropReason;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+/// Datagrams that wait for the sockets at most; then new ones are dropped.
+const MAX_WAITING: usize = 512;
+
+/// What waits, in order.
+#[derive(Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    list: Vec<(SocketAddr, Range<usize>)>,
+    /// Why the sockets stopped taking, if they did.
+    pub stopped: Option<SendStop>,
+}
+
+impl Outbox {
+    /// Adds one.
+    pub fn push(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(datagram);
+        self.list.push((to, start..self.bytes.len()));
+    }
+
+    /// Sends what waits, as far as the sockets take it.
+    pub fn flush(&mut self, udp: &Udp, drops: &mut Drops) {
+        self.stopped = None;
+        if self.list.is_empty() {
+            return;
+        }
+        let list: Vec<(SocketAddr, &[u8])> =
+            self.list.iter().map(|(to, range)| (*to, &self.bytes[range.clone()])).collect();
+        let sent = udp.send_batch(&list, &mut |_, _| drops.count(DropReason::SocketBusy));
+        if sent.stop.is_none() {
+            self.bytes.clear();
+            self.list.clear();
+            return;
+        }
+        // The rest waits, but not without bound.
+        let mut rest = Outbox { stopped: sent.stop, ..Outbox::default() };
+        for (n, (to, datagram)) in list[sent.done..].iter().enumerate() {
+            if n < MAX_WAITING {
+                rest.push(*to, datagram);
+            } else {
+                drops.count(DropReason::SocketBusy);
+            }
+        }
+        *self = rest;
+    }
+}
