@@ -203,10 +203,10 @@ impl Responder {
         }
         let hello = Hello::parse_core(&request.hello)?;
         let local = &locals[addressed(&hello, locals)?];
-        let parts = local.bundle.chunks(PART);
+        let mut parts = local.bundle.chunks(PART);
         let count = parts.len().min(MAX_PARTS) as u8;
         // A part past the end: the initiator did not know how many there are.
-        let Some(part) = parts.skip(usize::from(request.part)).next() else { return Ok(Incoming::Pending) };
+        let Some(part) = parts.nth(usize::from(request.part)) else { return Ok(Incoming::Pending) };
         let header =
             ReplyHeader { packet: PacketType::LeafReply, index: request.part, count, sid: hello.sid };
         let key = Key::new(Suite::ChaCha20Poly1305, &local.contact.leaf_key(&hello.nonce, &nonce_r));

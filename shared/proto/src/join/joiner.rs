@@ -156,8 +156,8 @@ impl Joiner {
 
     /// A finished job.
     pub fn handle_work(&mut self, now: Time, done: WorkDone) {
-        if let Err(done) = self.relay.handle_work(now, done, &mut self.rng) {
-            match done.outcome {
+        if let Some(outcome) = self.relay.handle_work(now, done, &mut self.rng) {
+            match outcome {
                 Outcome::Inviter(Some(found)) => {
                     let (genesis, chain, leaf) = *found;
                     self.inviter = Some((genesis, chain.subject()));
@@ -183,11 +183,11 @@ impl Joiner {
             let _ = self.relayed(now, r);
         }
         while let Some(p) = self.opening.as_mut().and_then(Initiator::poll_transmit) {
-            self.to_owner(&p);
+            self.send_to_inviter(&p);
         }
     }
 
-    fn to_owner(&mut self, packet: &[u8]) {
+    fn send_to_inviter(&mut self, packet: &[u8]) {
         if let Some(owner) = self.owner
             && let Ok(x) = self.relay.wrap(owner, packet)
         {
@@ -223,7 +223,7 @@ impl Joiner {
             }
             Relayed::Control(_) => {}
             Relayed::Peer(handle, packet) if Some(handle) == self.owner => {
-                return self.from_owner(now, packet);
+                return self.handle_inviter(now, packet);
             }
             Relayed::Peer(..) => return Err(DropReason::NotAllowed),
         }
@@ -248,7 +248,7 @@ impl Joiner {
         self.opening = Some(Initiator::new(config, now, &mut self.rng));
     }
 
-    fn from_owner(&mut self, now: Time, mut packet: Vec<u8>) -> Result<(), DropReason> {
+    fn handle_inviter(&mut self, now: Time, mut packet: Vec<u8>) -> Result<(), DropReason> {
         match classify(&packet)? {
             Class::Typed(_) => {
                 let opening = self.opening.as_mut().ok_or(DropReason::UnknownHandshake)?;
@@ -305,7 +305,7 @@ impl Joiner {
         let mut body = vec![];
         c.emit(&mut body);
         if let Ok(packet) = talk.tx.seal(Kind::Control, &body) {
-            self.to_owner(&packet);
+            self.send_to_inviter(&packet);
         }
     }
 
@@ -366,8 +366,8 @@ impl Joiner {
         }
         let (instance, wall) = (self.instance, self.relay.now_unix(now));
         let Some(t) = &self.talk else { return };
-        let confirm = (!t.heard).then(|| Control::Confirm { sid_r: t.sid_r, instance, lanes: t.lanes, wall });
-        let claim = t.bundle.is_none().then(|| Control::Claim(t.claim));
+        let confirm = (!t.heard).then_some(Control::Confirm { sid_r: t.sid_r, instance, lanes: t.lanes, wall });
+        let claim = t.bundle.is_none().then_some(Control::Claim(t.claim));
         for c in [confirm, claim].into_iter().flatten() {
             self.send(&c);
         }

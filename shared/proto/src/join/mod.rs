@@ -125,14 +125,14 @@ impl AtRelay {
         self.work.pop_front()
     }
 
-    /// `Err` gives back a result that is not the relay's.
-    pub fn handle_work(&mut self, now: Time, done: WorkDone, rng: &mut Rng) -> Result<(), WorkDone> {
+    /// Gives back a result that is not the relay's.
+    pub fn handle_work(&mut self, now: Time, done: WorkDone, rng: &mut Rng) -> Option<Outcome> {
         match done.outcome {
             Outcome::RelayLeaf(leaf) => {
-                self.link.set_leaf(now, leaf, rng);
-                Ok(())
+                self.link.set_leaf(now, leaf.map(|l| *l), rng);
+                None
             }
-            outcome => Err(WorkDone { id: done.id, outcome }),
+            other => Some(other),
         }
     }
 

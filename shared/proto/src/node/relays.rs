@@ -70,12 +70,9 @@ pub struct RelayStatus {
 impl Node {
     /// Links for the relays that the roster names; a rotated access secret makes a link anew.
     pub(super) fn refresh_relays(&mut self, now: Time) {
-        let relays: Vec<(NodeId, HostPort, [u8; 32], [u8; 32], u32)> = self
-            .roster
-            .relays()
-            .into_iter()
+        let listed = self.roster.relays().into_iter().take(MAX_LINKS);
+        let relays: Vec<_> = listed
             .map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation))
-            .take(MAX_LINKS)
             .collect();
         for (relay, place, tag, secret, generation) in relays {
             let known = self.links.iter().position(|l| *l.relay() == relay.0);

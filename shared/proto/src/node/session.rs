@@ -86,7 +86,7 @@ impl Session {
         }
         if newer.parent.is_some() && newer.parent == self.parent {
             // Both rekeyed the same session at once.
-            return newer.begun_by < self.begun_by || newer.begun_by == self.begun_by;
+            return newer.begun_by <= self.begun_by;
         }
         let (a, b) = (&self.root, &newer.root);
         if a.instance != b.instance {
