@@ -56,7 +56,9 @@ impl Work {
             Job::Chain { genesis, bytes, now } => {
                 Outcome::Chain(Box::new(verify_chain(&genesis, &bytes, now)))
             }
-            Job::RelayLeaf { relay, bundle, now } => Outcome::RelayLeaf(relay_leaf(&relay, &bundle, now).map(Box::new)),
+            Job::RelayLeaf { relay, bundle, now } => {
+                Outcome::RelayLeaf(relay_leaf(&relay, &bundle, now).map(Box::new))
+            }
             Job::Claim { bytes, network, h2 } => {
                 let claim = Claim::parse(&bytes).ok().filter(|c| c.network == network);
                 Outcome::Claim(claim.filter(|c| c.verify(&h2).is_ok()).map(Box::new))

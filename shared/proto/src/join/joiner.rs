@@ -366,7 +366,8 @@ impl Joiner {
         }
         let (instance, wall) = (self.instance, self.relay.now_unix(now));
         let Some(t) = &self.talk else { return };
-        let confirm = (!t.heard).then_some(Control::Confirm { sid_r: t.sid_r, instance, lanes: t.lanes, wall });
+        let confirm =
+            (!t.heard).then_some(Control::Confirm { sid_r: t.sid_r, instance, lanes: t.lanes, wall });
         let claim = t.bundle.is_none().then_some(Control::Claim(t.claim));
         for c in [confirm, claim].into_iter().flatten() {
             self.send(&c);

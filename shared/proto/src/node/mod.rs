@@ -7,9 +7,11 @@
 //! and come back at [`Node::poll_timeout`]. Time never runs back. Each call does a bounded amount of work.
 
 mod admit;
+mod alive;
 mod answer;
 mod own;
 mod peer;
+mod rekey;
 mod relays;
 mod session;
 mod sessions;

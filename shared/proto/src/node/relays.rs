@@ -71,9 +71,8 @@ impl Node {
     /// Links for the relays that the roster names; a rotated access secret makes a link anew.
     pub(super) fn refresh_relays(&mut self, now: Time) {
         let listed = self.roster.relays().into_iter().take(MAX_LINKS);
-        let relays: Vec<_> = listed
-            .map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation))
-            .collect();
+        let relays: Vec<_> =
+            listed.map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation)).collect();
         for (relay, place, tag, secret, generation) in relays {
             let known = self.links.iter().position(|l| *l.relay() == relay.0);
             if known.is_some_and(|i| self.links[i].generation == (generation, secret)) {

@@ -1,38 +1,27 @@
 //! Sessions of a peer: opening, confirming, choosing, rekeying, retiring; keepalive and reports.
 
+use super::alive::PING_ACTIVE;
 use super::peer::{FIRST_BACKOFF, MAX_BACKOFF, MAX_QUEUED, Peer, QUEUE_LIFETIME};
-use super::session::{GRACE, RekeyIn, RekeyOut, Root, Session, UNCONFIRMED, rekey_after};
+use super::session::{GRACE, Root, Session, UNCONFIRMED, rekey_after};
 use super::{Event, MAX_SESSIONS, Node};
+use crate::Time;
 use crate::batch::{Plain, TxBatch};
 use crate::handshake::{
-    Contact, Finished, Initiator, InitiatorConfig, Parent, Pieces, Progress, Rekey, RekeyOpened,
-    ResponderLeaf, Role, SessionKeys, Source,
+    Contact, Finished, Initiator, InitiatorConfig, Progress, ResponderLeaf, Role, SessionKeys, Source,
 };
 use crate::lane::{RxLane, TxLane};
 use crate::snapshot::{Install, PeerId, Route, SessionId, THREADS};
-use crate::{LaneStats, Time};
-use shadowmesh_identity::Fact;
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::control::{CHUNK, Control, Piece};
-use shadowmesh_wire::data::{Kind, LaneReport, Ping, Report};
-use shadowmesh_wire::handshake::{Established, LANES, RelayGrant, Sid};
+use shadowmesh_wire::control::Control;
+use shadowmesh_wire::data::{Kind, Ping, Report};
+use shadowmesh_wire::handshake::{Established, LANES, Sid};
 use std::time::Duration;
 
 /// Packets on one key after which it is replaced.
 pub(super) const REKEY_PACKETS: u64 = 1 << 28;
 /// A session asked for stays wanted so long.
 const WANTED: Duration = Duration::from_secs(60);
-/// Between pings while the session is used, and while it is not.
-const PING_ACTIVE: Duration = Duration::from_secs(1);
-const PING_IDLE: Duration = Duration::from_secs(15);
-const PING_REPEAT: Duration = Duration::from_millis(700);
-/// Unanswered pings after which another opening is tried beside the session, and after which the session is dead.
-const SUSPECT: u32 = 3;
-const DEAD: u32 = 20;
 const CONFIRM_REPEAT: Duration = Duration::from_millis(250);
-const REKEY_REPEAT: Duration = Duration::from_millis(200);
-/// Between repeats of the roster's state.
-const SYNC: Duration = Duration::from_secs(20);
 
 impl Node {
     /// Makes sure of a session with a peer, now or soon.
@@ -63,7 +52,7 @@ impl Node {
             && (p.wanted_until > p.next_try || self.is_neighbour(&p.node))
     }
 
-    fn open(&mut self, now: Time, p: PeerId) {
+    pub(super) fn open(&mut self, now: Time, p: PeerId) {
         let peer = &self.peers[p as usize];
         if !self.is_live(&peer.node) || self.revoked_self {
             return;
@@ -89,7 +78,7 @@ impl Node {
         self.drain_opening(p);
     }
 
-    fn responder_leaf(&self, now: Time, p: PeerId) -> Option<ResponderLeaf> {
+    pub(super) fn responder_leaf(&self, now: Time, p: PeerId) -> Option<ResponderLeaf> {
         let node = self.peers[p as usize].node;
         let fact = self.roster.member(&node)?.leaf_fact(self.unix(now))?.clone();
         Some(ResponderLeaf { node: node.0, hash: fact.id(), key: (*fact.leaf()?.key).clone() })
@@ -164,7 +153,7 @@ impl Node {
     }
 
     /// As initiator: the peer's indexes are known, so this side can send; CONFIRM goes out until the peer is heard.
-    fn confirm_out(&mut self, now: Time, p: PeerId, id: SessionId, e: &Established) {
+    pub(super) fn confirm_out(&mut self, now: Time, p: PeerId, id: SessionId, e: &Established) {
         self.open_tx(p, id, &e.lanes);
         let wall = self.clock(now);
         let instance = self.instance;
@@ -296,7 +285,7 @@ impl Node {
     }
 
     /// A session has become usable: send on it, or on the one before, by the rule that both sides share.
-    fn choose(&mut self, now: Time, p: PeerId, newer: SessionId) {
+    pub(super) fn choose(&mut self, now: Time, p: PeerId, newer: SessionId) {
         let peer = &mut self.peers[p as usize];
         let first = peer.sending.is_none();
         let (winner, loser) = match peer.current() {
@@ -372,7 +361,7 @@ impl Node {
         self.dirty = true;
     }
 
-    fn drop_sessions(&mut self, p: PeerId, why: &'static str) {
+    pub(super) fn drop_sessions(&mut self, p: PeerId, why: &'static str) {
         let was = self.peers[p as usize].sending.is_some();
         let all: Vec<SessionId> = self.peers[p as usize].sessions.iter().map(|s| s.id).collect();
         for id in all {
@@ -396,7 +385,7 @@ impl Node {
         self.send_kind(p, id, Kind::Control, &body);
     }
 
-    fn send_kind(&mut self, p: PeerId, id: SessionId, kind: Kind, body: &[u8]) {
+    pub(super) fn send_kind(&mut self, p: PeerId, id: SessionId, kind: Kind, body: &[u8]) {
         let peer = &self.peers[p as usize];
         let lane = peer.session(id).and_then(|s| s.tx).map(|tx| tx[0]);
         let (Some(lane), Some(route)) = (lane, self.route(peer)) else { return };
@@ -624,280 +613,4 @@ impl Node {
             _ => {}
         }
     }
-
-    /// Every session in use gets new keys: one of them has sealed much.
-    pub(super) fn rekey_all(&mut self, now: Time) {
-        for p in 0..self.peers.len() {
-            if let Some(s) = self.peers[p].current()
-                && s.rekey_out.is_none()
-                && now.since(s.established) > Duration::from_secs(1)
-            {
-                let id = s.id;
-                self.start_rekey(now, p as PeerId, id);
-            }
-        }
-    }
-
-    fn start_rekey(&mut self, now: Time, p: PeerId, id: SessionId) {
-        // Should it not come about now, it is tried again soon.
-        if let Some(s) = self.peers[p as usize].session_mut(id) {
-            s.rekey_after = now.since(s.established) + Duration::from_secs(1);
-        }
-        let (Some(leaf), Some(credential)) = (self.responder_leaf(now, p), self.credential(now)) else {
-            return;
-        };
-        let (me, network) = (self.id, self.roster.network());
-        let sid: Sid = self.rng.bytes();
-        let peer = &self.peers[p as usize];
-        let Some(s) = peer.session(id) else { return };
-        let parent = Parent {
-            profile: &network.0,
-            initiator: &me.0,
-            responder: &peer.node.0,
-            suite: s.suite,
-            exporter: &s.exporter,
-        };
-        let Ok((rekey, body)) = Rekey::start(&parent, sid, &leaf, credential) else { return };
-        let pieces = pieces(sid, &body, Control::RekeyResponse);
-        let rx = self.fresh_indexes();
-        for piece in &pieces {
-            self.send_on(p, id, piece);
-        }
-        if let Some(s) = self.peers[p as usize].session_mut(id) {
-            s.rekey_out = Some(RekeyOut {
-                rekey,
-                pieces,
-                repeat_at: now + REKEY_REPEAT,
-                wait: REKEY_REPEAT,
-                reply: None,
-                rx,
-            });
-        }
-    }
-
-    /// The peer starts a rekey of this session.
-    fn rekey_asked(&mut self, now: Time, p: PeerId, id: SessionId, piece: Piece) -> Result<(), DropReason> {
-        let s = self.peers[p as usize].session_mut(id).ok_or(DropReason::NoSession)?;
-        if !s.confirmed {
-            return Err(DropReason::BadHandshake);
-        }
-        if s.rekey_in.as_ref().is_none_or(|r| r.sid != piece.sid) {
-            s.rekey_in = Some(RekeyIn { sid: piece.sid, pieces: Pieces::new(piece.count), answer: vec![] });
-        }
-        let r = s.rekey_in.as_mut().ok_or(DropReason::BadHandshake)?;
-        if !r.answer.is_empty() {
-            // A repeat gets the same bytes, piece for piece.
-            let again = r.answer.get(usize::from(piece.index)).cloned();
-            if let Some(again) = again {
-                self.send_on(p, id, &again);
-            }
-            return Ok(());
-        }
-        if r.pieces.count() != usize::from(piece.count) {
-            return Err(DropReason::BadHandshake);
-        }
-        r.pieces.add(piece.index, &piece.bytes);
-        let Some(body) = r.pieces.whole() else { return Ok(()) };
-        self.answer_rekey(now, p, id, piece.sid, &body)
-    }
-
-    fn answer_rekey(
-        &mut self,
-        now: Time,
-        p: PeerId,
-        id: SessionId,
-        sid: Sid,
-        body: &[u8],
-    ) -> Result<(), DropReason> {
-        let (me, network) = (self.id, self.roster.network());
-        let rx = self.fresh_indexes();
-        let (sid_r, instance, wall) = (self.rng.bytes(), self.instance, self.clock(now));
-        let peer = &self.peers[p as usize];
-        let s = peer.session(id).ok_or(DropReason::NoSession)?;
-        let parent = Parent {
-            profile: &network.0,
-            initiator: &peer.node.0,
-            responder: &me.0,
-            suite: s.suite,
-            exporter: &s.exporter,
-        };
-        let opened = RekeyOpened::open(&parent, &sid, body, |leaf| self.own.leaf_key(leaf))?;
-        // The same two NodeIds, or refuse: the leaf shown must be the peer's own. [P-REKEY]
-        let member = self.roster.member(&peer.node).ok_or(DropReason::NotMember)?;
-        let leaf = member.leaves().find(|l| l.id() == opened.leaf);
-        let (Some(leaf), true) = (leaf.and_then(Fact::leaf), member.fact.id() == opened.certificate) else {
-            // It has a leaf or certificate that is not here yet: ask for them; its repeat will find them.
-            let wanted = [opened.leaf, opened.certificate];
-            if let Some(s) = self.peers[p as usize].session_mut(id) {
-                s.rekey_in = None;
-            }
-            for hash in wanted {
-                self.pull_fact(now, p, hash);
-            }
-            return Ok(());
-        };
-        let established = Established {
-            sid_r,
-            instance,
-            lanes: rx,
-            observed: ([0; 16], 0),
-            mtu: self.config.path_mtu as u16,
-            wall,
-            relay: RelayGrant::default(),
-        };
-        let (body, keys) = opened.finish(&parent, &leaf.key, &established)?;
-        let root = s.root;
-        self.add_session(now, p, Role::Responder, root, Some(id), keys, rx, sid_r);
-        let answer = pieces(sid, &body, Control::RekeyEstablished);
-        for piece in &answer {
-            self.send_on(p, id, piece);
-        }
-        if let Some(r) = self.peers[p as usize].session_mut(id).and_then(|s| s.rekey_in.as_mut()) {
-            r.answer = answer;
-        }
-        Ok(())
-    }
-
-    /// The answer to our rekey.
-    fn rekey_answered(
-        &mut self,
-        now: Time,
-        p: PeerId,
-        id: SessionId,
-        piece: Piece,
-    ) -> Result<(), DropReason> {
-        let (me, network) = (self.id, self.roster.network());
-        let peer = &mut self.peers[p as usize];
-        let node = peer.node;
-        let s = peer.session_mut(id).ok_or(DropReason::NoSession)?;
-        let r =
-            s.rekey_out.as_mut().filter(|r| r.rekey.sid == piece.sid).ok_or(DropReason::UnknownHandshake)?;
-        let reply = r.reply.get_or_insert_with(|| Pieces::new(piece.count));
-        if reply.count() != usize::from(piece.count) {
-            return Err(DropReason::BadHandshake);
-        }
-        reply.add(piece.index, &piece.bytes);
-        let Some(body) = reply.whole() else { return Ok(()) };
-        let parent = Parent {
-            profile: &network.0,
-            initiator: &me.0,
-            responder: &node.0,
-            suite: s.suite,
-            exporter: &s.exporter,
-        };
-        let (keys, e) = r.rekey.finish(&parent, &body)?;
-        let (rx, root) = (r.rx, s.root);
-        s.rekey_out = None;
-        let new = self.add_session(now, p, Role::Initiator, root, Some(id), keys, rx, e.sid_r);
-        self.confirm_out(now, p, new, &e);
-        self.choose(now, p, new);
-        Ok(())
-    }
-
-    /// Pings: for the RTT and for life. Often while the session is used and silent.
-    fn keepalive(&mut self, now: Time, p: PeerId) {
-        let i = p as usize;
-        if now < self.peers[i].next_ping {
-            return;
-        }
-        // While its relay is away nothing can be said of the peer.
-        if let Some(Route::Relay { relay, .. }) = self.route(&self.peers[i])
-            && !self.links.get(relay as usize).is_some_and(super::relays::Link::is_up)
-        {
-            self.peers[i].next_ping = now + PING_ACTIVE;
-            return;
-        }
-        let peer = &mut self.peers[i];
-        peer.unanswered += 1;
-        let active = now.since(peer.last_active) < Duration::from_secs(60);
-        peer.next_ping = now
-            + if peer.unanswered > 1 {
-                PING_REPEAT
-            } else if active {
-                PING_ACTIVE
-            } else {
-                self.rng.jitter(PING_IDLE)
-            };
-        if peer.unanswered > DEAD {
-            peer.unanswered = 0;
-            self.drop_sessions(p, "it does not answer");
-            return;
-        }
-        let suspect = peer.unanswered > SUSPECT && peer.opening.is_none() && now >= peer.next_try;
-        if suspect {
-            // A restarted peer knows nothing of this session: try anew beside it.
-            peer.next_try = now + FIRST_BACKOFF;
-            self.open(now, p);
-        }
-        if let Some(id) = self.peers[i].sending {
-            let mut body = vec![];
-            Ping { id: 0, stamp: now.0 }.emit(&mut body);
-            self.send_kind(p, id, Kind::Ping, &body);
-        }
-    }
-
-    /// Sends the pings that a person asked for.
-    pub(super) fn flush_pings(&mut self, now: Time, p: PeerId) {
-        let Some(id) = self.peers[p as usize].sending else { return };
-        while let Some((n, at)) = self.peers[p as usize].pings.pop_front() {
-            // One that waited for the session is stamped when it was asked: its time tells the whole wait.
-            if now.since(at) < Duration::from_secs(10) {
-                let mut body = vec![];
-                Ping { id: n, stamp: at.0 }.emit(&mut body);
-                self.send_kind(p, id, Kind::Ping, &body);
-            }
-        }
-    }
-
-    /// Turns receiver statistics into reports.
-    pub(super) fn report(&mut self, now: Time, stats: &[LaneStats]) {
-        let mut by_session: Vec<(SessionId, Vec<LaneReport>)> = vec![];
-        for s in stats {
-            let lane = LaneReport {
-                lane: s.lane,
-                highest: s.stats.highest,
-                received: s.stats.received,
-                largest: s.stats.largest,
-            };
-            match by_session.iter_mut().find(|(id, _)| *id == s.session) {
-                Some((_, lanes)) => lanes.push(lane),
-                None => by_session.push((s.session, vec![lane])),
-            }
-        }
-        for (id, lanes) in by_session {
-            let Some(p) = self.sessions.get(&id).copied() else { continue };
-            let peer = &mut self.peers[p as usize];
-            peer.last_rx = Some(now);
-            peer.last_active = now;
-            peer.unanswered = 0;
-            if let Some(s) = peer.session_mut(id) {
-                s.last_rx = now;
-                s.confirm = None;
-            }
-            let (echo, at) = self.peers[p as usize].echo;
-            let held = u32::try_from(now.since(at).as_micros()).unwrap_or(u32::MAX);
-            let echo = if held > 2_000_000 { 0 } else { echo };
-            let mut body = vec![];
-            Report { stamp: now.micros32(), echo, held, lanes }.emit(&mut body);
-            // On the session in use: the one that was measured may be on its way out.
-            if let Some(current) = self.peers[p as usize].sending {
-                self.send_kind(p, current, Kind::Report, &body);
-            }
-        }
-    }
-
-    pub(super) fn next_sync(now: Time) -> Time {
-        now + SYNC
-    }
-}
-
-/// A rekey message in pieces that fit a control message.
-fn pieces(sid: Sid, body: &[u8], kind: fn(Piece) -> Control) -> Vec<Control> {
-    let chunk = body.len().div_ceil(3).max(1);
-    debug_assert!(chunk <= CHUNK + 100);
-    let count = body.len().div_ceil(chunk) as u8;
-    body.chunks(chunk)
-        .enumerate()
-        .map(|(i, b)| kind(Piece { sid, index: i as u8, count, bytes: b.to_vec() }))
-        .collect()
 }

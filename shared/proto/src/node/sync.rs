@@ -86,7 +86,9 @@ impl Node {
             },
             (Pending::PeerLeaf(p), Outcome::Chain(chain)) => self.leaf_checked(now, p, *chain),
             (Pending::Claim(session), Outcome::Claim(claim)) => self.claim_checked(now, session, claim),
-            (Pending::RelayLeaf(link), Outcome::RelayLeaf(leaf)) => self.relay_leaf_checked(now, link, leaf.map(|l| *l)),
+            (Pending::RelayLeaf(link), Outcome::RelayLeaf(leaf)) => {
+                self.relay_leaf_checked(now, link, leaf.map(|l| *l))
+            }
             _ => {}
         }
     }
