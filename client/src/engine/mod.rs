@@ -29,8 +29,8 @@ use tracing::{debug, info, warn};
 
 /// Frames that are longer than the MTU by this: Ethernet header and a VLAN tag.
 const FRAME_OVERHEAD: usize = 18;
-/// Largest datagram before a path is probed, IP and UDP header not counted: fits 1280 bytes of IPv6 with a relay header.
-pub const PATH_MTU: usize = 1200;
+/// Largest datagram before a path is probed, relay, UDP and IP headers not counted: 1400 and those fit 1500.
+pub const PATH_MTU: usize = 1400;
 /// Commands that wait at most.
 const COMMANDS: usize = 64;
 /// Jobs that wait for the worker at most; then they are done here.

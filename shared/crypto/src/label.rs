@@ -2,7 +2,7 @@
 
 macro_rules! labels {
     ($($(#[$doc:meta])* $name:ident = $path:literal),+ $(,)?) => {
-        /// Every domain label of ShadowMesh. A label is used for one thing.
+        /// Every domain label of ShadowMesh. A label is used for one thing. [P-LABEL]
         ///
         /// The number in the strings is the generation of the whole tree; a new protocol generation gets a new
         /// tree, so that no key or signature of one means anything in the other.

@@ -370,6 +370,7 @@ fn seen(roster: &Roster) -> String {
     )
 }
 
+// [P-MERGE]
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 

@@ -121,7 +121,7 @@ impl Endpoint {
         self.settle(now);
     }
 
-    /// Takes over what the node has decided: keys first, then what it sends.
+    /// Takes over what the node has decided: keys first, then what it sends. [P-INSTALL]
     pub fn settle(&mut self, now: Time) {
         while let Some(install) = self.node.poll_install() {
             if let Some(other) = self.sealer.install(install) {

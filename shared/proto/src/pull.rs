@@ -1,5 +1,5 @@
 //! Pull by hash: how everything large moves inside a session. The requester drives, in chunks, idempotent, at most
-//! [`WINDOW`] outstanding; the holder answers from a table of blobs and keeps nothing else.
+//! [`WINDOW`] outstanding [P-PULL]; the holder answers from a table of blobs and keeps nothing else.
 
 use crate::Time;
 use shadowmesh_crypto::kdf::{self, Hash, Label};
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::Rng;
 
-    /// Any loss on the way: the blob arrives whole, or the pull ends; never more than the window outstanding.
+    /// [P-PULL] Any loss on the way: the blob arrives whole, or the pull ends; never more than the window outstanding.
     #[test]
     fn pulls_under_loss() {
         for seed in 0..50 {

@@ -119,6 +119,11 @@ pub struct World {
     seen: HashSet<(SocketAddr, u64, u32, u64)>,
     /// What happened, by node.
     pub events: Vec<(usize, String)>,
+    /// Datagrams for which it says yes are lost: from where, and what.
+    pub filter: Option<fn(SocketAddr, &[u8]) -> bool>,
+    counts: HashMap<(SocketAddr, u8), u64>,
+    /// Frames that came out and are not numbered: where, and what.
+    pub taken: Vec<(usize, Vec<u8>)>,
     /// Print what is sent and lost.
     pub trace: bool,
     /// Datagrams that were sent.
@@ -158,6 +163,9 @@ impl World {
             next_flight: 0,
             seen: HashSet::new(),
             events: vec![],
+            filter: None,
+            counts: HashMap::new(),
+            taken: vec![],
             trace: false,
             datagrams: 0,
             setup,
@@ -322,7 +330,9 @@ impl World {
     pub fn launch(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         self.datagrams += 1;
         self.eavesdrop(from, to, &bytes);
-        let lost = self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
+        *self.counts.entry((from, bytes[0])).or_default() += 1;
+        let filtered = self.filter.is_some_and(|f| f(from, &bytes));
+        let lost = filtered || self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
         if self.trace {
             let what = bytes.first().copied().unwrap_or(0);
             println!(
@@ -346,6 +356,16 @@ impl World {
             self.in_flight.insert(self.next_flight, Flight { from, to, bytes: bytes.clone() });
             self.next_flight += 1;
         }
+    }
+
+    /// Datagrams that somebody has sent with this first byte.
+    pub fn sent(&self, from: SocketAddr, first: u8) -> u64 {
+        self.counts.get(&(from, first)).copied().unwrap_or(0)
+    }
+
+    /// Data packets that somebody has sent, not by relay.
+    pub fn sent_data(&self, from: SocketAddr) -> u64 {
+        self.counts.iter().filter(|((f, b), _)| *f == from && b >> 6 == 0b10).map(|(_, n)| n).sum()
     }
 
     /// What an attacker who sees everything, and takes nothing away, adds.
@@ -427,6 +447,9 @@ impl World {
 
     fn delivered(&mut self, n: usize, frame: &[u8]) {
         let macs = self.macs();
+        if guest::number(frame).is_none() {
+            self.taken.push((n, frame.to_vec()));
+        }
         if let Err(broken) = self.judge.deliver(n, frame, &macs) {
             panic!("{broken}");
         }

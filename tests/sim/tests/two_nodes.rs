@@ -26,7 +26,7 @@ fn first_frames_arrive() {
     assert_eq!(w.judge.missing(), [], "{} {:?}", w.drops(), w.events);
 }
 
-/// No frame is lost or repeated across rekeys, simultaneous ones too, with late snapshots.
+/// No frame is lost or repeated across rekeys, simultaneous ones too, with late snapshots. [P-REKEY] [P-GRACE] [P-INSTALL]
 #[test]
 fn rekeys_lose_nothing() {
     for both in [false, true] {
@@ -72,7 +72,7 @@ fn rough_weather() {
     }
 }
 
-/// Both start at once, always, and meet in one session.
+/// Both start at once, always, and meet in one session. [P-SIMOPEN]
 #[test]
 fn both_start_at_once() {
     for seed in 0..100 {

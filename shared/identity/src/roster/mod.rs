@@ -2,7 +2,7 @@
 //!
 //! # Why order cannot matter
 //!
-//! What is stored is a function of the *set* of facts seen. Facts stand in slots, one for each (signer, kind,
+//! What is stored is a function of the *set* of facts seen. [P-MERGE] Facts stand in slots, one for each (signer, kind,
 //! subject), and of each slot a fixed number is kept: the highest by (sequence, id), or the lowest for tombstones by
 //! admins. Of each signer a fixed number of slots is kept, those of lowest hash. Each is a maximum over a set, so
 //! merging is commutative, associative and idempotent. What the facts *mean* (who is an admin, what is void, who is

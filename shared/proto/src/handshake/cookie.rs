@@ -61,7 +61,7 @@ impl CookieJar {
         Challenge { sid: hello.sid, nonce, sealed }.emit()
     }
 
-    /// R's nonce, if the cookie is one that this jar baked for this source.
+    /// R's nonce, if the cookie is one that this jar baked for this source. [P-COOKIE]
     pub fn check(
         &mut self,
         now: Time,

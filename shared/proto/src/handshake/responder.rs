@@ -229,7 +229,7 @@ impl Responder {
         let digest = |bytes: &[u8]| kdf::hash(kdf::Label::HandshakeHello, &[bytes, &nonce_r]);
         let index = usize::from(header.index);
         let repeats = |fragments: &[Hash]| fragments.get(index) == Some(&digest(piece));
-        // A repeated fragment gets its like: one datagram for one, without reassembly and without work.
+        // A repeated fragment gets its like: one datagram for one, without reassembly and without work. [P-AMPLIFY]
         if let Some(answer) = self.answered.get(&name)
             && repeats(&answer.fragments)
         {

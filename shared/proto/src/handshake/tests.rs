@@ -211,7 +211,7 @@ fn completes_under_loss() {
     assert!(done >= 30, "only {done} of 40 openings completed");
 }
 
-/// A flipped bit anywhere in any packet is dropped, or changes nothing that the two sides agree on.
+/// A flipped bit anywhere in any packet is dropped, or changes nothing that the two sides agree on. [P-TRANSCRIPT]
 #[test]
 fn flipped_bits_never_split_the_two_sides() {
     let mut dice = Rng::from_seed([3; 32]);
@@ -255,7 +255,7 @@ fn flipped_bits_never_split_the_two_sides() {
     assert!(rejected > 250, "flipped bits went unnoticed: {rejected} of 300 refused");
 }
 
-/// A repeated RESPONSE gets the same bytes, and no second session.
+/// A repeated RESPONSE gets the same bytes, and no second session. [P-AMPLIFY]
 #[test]
 fn repeats_get_the_same_bytes() {
     let mut side = Side::new();
@@ -313,7 +313,7 @@ fn cookie_is_bound_to_the_source() {
     assert_eq!(side.responder.held(), (0, 0, 0));
 }
 
-/// What strangers can make a responder hold is bounded, and an outsider who does not know the NodeId gets no reply.
+/// What strangers can make a responder hold is bounded, and an outsider who does not know the NodeId gets no reply. [P-ORDER]
 #[test]
 fn strangers_are_bounded() {
     let mut side = Side::new();
