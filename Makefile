@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
 
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run
+
+fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
+	tests/fuzz/run
 
 formal: ## the symbolic models against what they are expected to prove (ProVerif, Verifpal)
 	tests/formal/run

@@ -1,0 +1,289 @@
+//! Fuzz targets, each a plain function over bytes: what a stranger, a peer or a file can hand us. The ordinary test run
+//! replays seeds, their mutations and whatever was once found (`corpus/<target>/`); `make fuzz` runs each under libFuzzer.
+
+use shadowmesh_crypto::aead::Suite;
+use shadowmesh_identity as id;
+use shadowmesh_proto::handshake::{Contact, Credential, Initiator, InitiatorConfig};
+use shadowmesh_proto::{Endpoint, Guard, MeshPrefixes, Rng, Time, frame};
+use shadowmesh_sim::cast::{CAST, EPOCH, relay_address, relay_config, relay_identity};
+use shadowmesh_sim::world::{Setup, Weather, World, address};
+use shadowmesh_wire as wire;
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// A target, by name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("packets", packets),
+    ("control", control),
+    ("facts", facts),
+    ("urls", urls),
+    ("frames", frames),
+    ("initiator", initiator),
+    ("node", node),
+    ("device", device),
+    ("relay", relay),
+];
+
+/// Every parser of the wire; what parses is emitted to the same bytes.
+pub fn packets(b: &[u8]) {
+    let _ = wire::classify(b);
+    if let Ok(p) = wire::handshake::Hello::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    if let Ok(p) = wire::handshake::Challenge::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    if let Ok((h, rest)) = wire::handshake::CookieHeader::parse(b) {
+        let mut v = vec![];
+        h.emit(&mut v);
+        v.extend_from_slice(rest);
+        assert_eq!(v, b);
+    }
+    if let Ok(p) = wire::handshake::LeafRequest::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    if let Ok((h, rest)) = wire::handshake::ReplyHeader::parse(b) {
+        assert_eq!([&h.emit()[..], rest].concat(), b);
+    }
+    if let Ok(p) = wire::handshake::NeedCert::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    if let Ok(p) = wire::handshake::Response::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    if let Ok(p) = wire::handshake::Established::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    if let Ok((h, rest)) = wire::relay::RelayHeader::parse(b) {
+        assert_eq!([&h.emit()[..], rest].concat(), b);
+    }
+    if let Ok(p) = wire::relay::Reset::parse(b) {
+        assert_eq!(p.emit(), b);
+    }
+    let _ = wire::data::DataHeader::parse(b);
+    let _ = wire::data::FragmentHeader::parse(b);
+    let _ = wire::data::Report::parse(b);
+    let _ = wire::data::Ping::parse(b);
+    if let Some((meta, frame)) = b.split_at_checked(wire::data::VnetMeta::LEN) {
+        let _ = wire::data::VnetMeta::parse(meta, frame.len());
+    }
+}
+
+/// Control messages: what parses is emitted to the same bytes, and fits a datagram.
+pub fn control(b: &[u8]) {
+    if let Ok(c) = wire::control::Control::parse(b) {
+        let mut v = vec![];
+        c.emit(&mut v);
+        assert_eq!(v, b);
+        assert_eq!(wire::control::Control::parse(&v).as_ref(), Ok(&c));
+    }
+}
+
+/// Facts, chains, claims, the book of invites: from a peer, or a damaged file.
+pub fn facts(b: &[u8]) {
+    if let Ok(f) = id::Fact::parse(b) {
+        assert_eq!(f.bytes(), b);
+    }
+    let _ = id::Genesis::parse(b);
+    let _ = id::Claim::parse(b);
+    let _ = id::book::InviteBook::decode(b);
+    let _ = id::chain::verify_chain(&CAST.genesis, b, EPOCH);
+    let _ = shadowmesh_relay_core::Durable::parse(b);
+}
+
+/// What a person pastes.
+pub fn urls(b: &[u8]) {
+    let Ok(s) = std::str::from_utf8(b) else { return };
+    let _ = s.parse::<id::Invite>();
+    let _ = s.parse::<id::RelayUrl>();
+    let _ = s.parse::<id::Name>();
+    let _ = s.parse::<id::HostPort>();
+    let _ = s.parse::<id::NodeId>();
+    let _ = id::Seed::from_words(s);
+}
+
+/// Ethernet frames at the source guard, and answers made from them.
+pub fn frames(b: &[u8]) {
+    let guard = Guard {
+        mac: CAST.members[1].id.mac(),
+        ipv4: Some([10, 83, 1, 2].into()),
+        ipv6: CAST.members[1].id.ipv6(&CAST.genesis.id()),
+    };
+    let mesh = MeshPrefixes { subnet4: CAST.genesis.subnet4, prefix6: [0xfd; 8] };
+    let _ = frame::check_source(b, &guard, &mesh);
+    if let Ok(o) = frame::Outline::read(b)
+        && let Some(r) = frame::resolution(b, &o)
+        && let Some(answer) = frame::answer(b, &o, &r, guard.mac)
+    {
+        assert!(answer.len() >= 60 && frame::Outline::read(&answer).is_ok());
+    }
+}
+
+/// Whatever answers an opening.
+pub fn initiator(b: &[u8]) {
+    let mut rng = Rng::from_seed([1; 32]);
+    let config = InitiatorConfig {
+        contact: Contact::node(&[1; 32], &[2; 32]),
+        leaf: None,
+        credential: Credential::Anonymous,
+        suites: vec![Suite::ChaCha20Poly1305],
+    };
+    let mut i = Initiator::new(config, Time(0), &mut rng);
+    let _ = i.handle(Time(1), b, &mut rng);
+    let _ = i.handle_timeout(Time(2_000_000_000), &mut rng);
+}
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+    static RELAY: RefCell<Option<shadowmesh_relay_core::Relay>> = const { RefCell::new(None) };
+}
+
+/// Two members with a session between them; made once a thread, made anew when its time gets long.
+fn with_world(f: impl FnOnce(&mut World)) {
+    WORLD.with_borrow_mut(|slot| {
+        if slot.as_ref().is_some_and(|w| w.now > Time(3_600_000_000_000)) {
+            *slot = None;
+        }
+        let w = slot.get_or_insert_with(|| {
+            let setup = Setup {
+                nodes: 2,
+                rekey: Duration::from_secs(120),
+                rekey_both: false,
+                lag: Duration::ZERO,
+                path_mtu: 1400,
+                relayed: false,
+            };
+            let mut w = World::new(1, setup, Weather::CALM);
+            w.send(0, 1, 100);
+            w.run(Duration::from_secs(1));
+            w
+        });
+        f(w);
+    });
+}
+
+fn settle(e: &mut Endpoint, now: Time) {
+    while e.poll_transmit().is_some() {}
+    while e.poll_frame().is_some() {}
+    while e.poll_event().is_some() {}
+    while let Some(work) = e.poll_work() {
+        e.handle_work(now, work.run());
+    }
+}
+
+/// A datagram at a node with live sessions; each kind of first byte is tried with the same rest. Nothing is delivered,
+/// and no reply to a stranger is larger than what it answers.
+pub fn node(b: &[u8]) {
+    with_world(|w| {
+        w.now = w.now + Duration::from_micros(100);
+        let now = w.now;
+        let e = &mut w.nodes[0].endpoint;
+        settle(e, now);
+        for from in [address(1), "203.0.113.66:666".parse().expect("address")] {
+            e.rx().push(from, b);
+            e.open(now, |frame, _| panic!("a stranger's datagram became a frame: {frame:02x?}"));
+            let replied: usize = std::iter::from_fn(|| e.poll_transmit()).map(|(_, p)| p.len()).sum();
+            assert!(replied <= b.len(), "{replied} bytes for {}", b.len());
+            settle(e, now);
+        }
+        let (reassembly, asked, answered) = e.node.held_for_strangers();
+        assert!(reassembly <= 256 && asked <= 128 && answered <= 1024);
+    });
+}
+
+/// A frame from the local device.
+pub fn device(b: &[u8]) {
+    with_world(|w| {
+        w.now = w.now + Duration::from_micros(100);
+        let now = w.now;
+        let e = &mut w.nodes[0].endpoint;
+        // Whole, and with the device's own source, so that more than the guard is reached.
+        let mut own = b.to_vec();
+        if let Some(src) = own.get_mut(6..12) {
+            src.copy_from_slice(&CAST.members[0].id.mac());
+        }
+        for f in [b, &own] {
+            if f.len() <= 1600 {
+                e.tx().push(f);
+                e.seal(now, |_, _| {});
+                settle(e, now);
+            }
+        }
+    });
+}
+
+/// A datagram at a relay, from a stranger.
+pub fn relay(b: &[u8]) {
+    RELAY.with_borrow_mut(|slot| {
+        let relay = slot.get_or_insert_with(|| {
+            let mut rng = Rng::from_seed([5; 32]);
+            let durable = shadowmesh_relay_core::Durable::new(&mut rng);
+            shadowmesh_relay_core::Relay::new(relay_config(), relay_identity(), durable, Time(0), EPOCH, rng)
+                .expect("a relay")
+        });
+        while relay.poll_event().is_some() {}
+        relay.handle_datagram(Time(1_000), relay_address(), b);
+        let replied: usize = std::iter::from_fn(|| relay.poll_transmit()).map(|(_, p)| p.len()).sum();
+        assert!(replied <= b.len(), "{replied} bytes for {}", b.len());
+        let (reassembly, asked, answered) = relay.held();
+        assert!(reassembly <= 256 && asked <= 128 && answered <= 8192);
+    });
+}
+
+/// Inputs that get past the first checks.
+pub fn seeds() -> Vec<Vec<u8>> {
+    use wire::control::{Control, Piece};
+    use wire::handshake::*;
+    let mut out = vec![vec![], vec![0], vec![0xc1; 40], vec![0x80; 60]];
+    let contact = Contact::node(&CAST.genesis.id().0, &CAST.members[0].id.0);
+    let mut rng = Rng::from_seed([2; 32]);
+    let config = InitiatorConfig {
+        contact,
+        leaf: None,
+        credential: Credential::Anonymous,
+        suites: vec![Suite::ChaCha20Poly1305],
+    };
+    // A HELLO that the node takes.
+    out.extend(Initiator::new(config, Time(0), &mut rng).poll_transmit());
+    let choice = Choice { version: 1, suite: 2, puzzle: 0, epoch: 0, cookie: [3; 16] };
+    for packet in [wire::PacketType::Response, wire::PacketType::LeafRequest] {
+        let mut v = vec![];
+        CookieHeader { packet, index: 0, count: 3, choice, sid: [1; 8], hello_hash: [2; 32], solution: 0 }
+            .emit(&mut v);
+        v.resize(1200, 0);
+        out.push(v);
+    }
+    for packet in [wire::PacketType::Established, wire::PacketType::Cert, wire::PacketType::LeafReply] {
+        let mut v = ReplyHeader { packet, index: 0, count: 2, sid: [1; 8] }.emit().to_vec();
+        v.resize(1200, 7);
+        out.push(v);
+    }
+    out.push(NeedCert { seq: 0, sid: [1; 8], sealed: [0; 20] }.emit());
+    out.push(Challenge { sid: [1; 8], nonce: [2; 16], sealed: [3; 36] }.emit());
+    out.push(wire::relay::Reset { slot: 0x0100_0001, token: [1; 16] }.emit());
+    for c in [
+        Control::Confirm { sid_r: [1; 8], instance: 1, lanes: [5; LANES], wall: EPOCH },
+        Control::RekeyResponse(Piece { sid: [1; 8], index: 0, count: 3, bytes: vec![1; 900] }),
+        Control::Have(vec![[1; 32]; 3]),
+        Control::RosterBuckets(Box::new([1; 64])),
+        Control::Chunk { hash: [1; 32], chunk: 0, count: 2, bytes: vec![1; 1024] },
+        Control::JoinReply { status: wire::control::Status::Used, text: "used".into(), bundle: [0; 32] },
+    ] {
+        let mut v = vec![];
+        c.emit(&mut v);
+        out.push(v);
+    }
+    out.push(CAST.members[1].certificate.fact().bytes().to_vec());
+    out.push(CAST.genesis.encode());
+    out.push(b"smr://relay.example.net:443/k3q7".to_vec());
+    let mut arp = vec![0xff; 6];
+    arp.extend_from_slice(&CAST.members[1].id.mac());
+    arp.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp.extend_from_slice(&CAST.members[1].id.mac());
+    arp.extend_from_slice(&[10, 83, 1, 2, 0, 0, 0, 0, 0, 0, 10, 83, 1, 1]);
+    out.push(arp);
+    out
+}
