@@ -121,6 +121,12 @@ impl Host {
         Process::start(&format!("{}.{label}", self.name()), &self.0.directory, command)
     }
 
+    /// The processes that run inside.
+    pub fn processes(&self) -> Vec<u32> {
+        let said = output(Command::new("ip").args(["netns", "pids", self.namespace()]));
+        String::from_utf8_lossy(&said.stdout).lines().filter_map(|l| l.trim().parse().ok()).collect()
+    }
+
     /// Runs a function on a thread inside. Sockets that it opens stay inside wherever they are used.
     pub fn enter<R: Send>(&self, function: impl FnOnce() -> R + Send) -> R {
         let path = Path::new("/run/netns").join(self.namespace());

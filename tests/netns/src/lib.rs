@@ -18,6 +18,7 @@
 //! Everything panics with what was tried and what came of it: the harness is for tests only.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test harness: to panic is how it reports")]
 
+mod evening;
 mod host;
 mod measured;
 mod members;
@@ -29,6 +30,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub use evening::{Evening, Machine};
 pub use host::{Host, Ping};
 pub use measured::Measured;
 pub use members::{Member, make_network};

@@ -1,96 +1,15 @@
 //! The first minute, as a person does it: a relay, a network, an invite, a second machine; then what an admin does.
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
-use shadowmesh_netns_tests::{Host, Lab, Process, wait_until};
+use shadowmesh_netns_tests::{Evening, Lab, Machine, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
-/// A machine on which commands are given.
-struct Machine {
-    host: Host,
-    directory: PathBuf,
-}
-
-impl Machine {
-    /// A command, to its end: exit code and all that it said.
-    fn say(&self, arguments: &[&str]) -> (i32, String) {
-        let mut command = self.host.command(Lab::binary("shadowmesh"));
-        command.args(arguments).env("SHADOWMESH_DIR", &self.directory).env("SHADOWMESH_ALLOW_ROOT", "1");
-        command.stdin(std::process::Stdio::null());
-        let output = command.output().unwrap();
-        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        let shown: String = text.chars().take(1500).collect();
-        println!("{}$ shadowmesh {}\n{shown}", self.host.name(), arguments.join(" "));
-        (output.status.code().unwrap(), text)
-    }
-
-    fn must(&self, arguments: &[&str]) -> String {
-        let (code, text) = self.say(arguments);
-        assert_eq!(code, 0, "{arguments:?}: {text}\n{}", self.log());
-        text
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let (_, text) = self.say(&[arguments, &["--json"]].concat());
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {text}"))
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.join("state/daemon.log")).unwrap_or_default()
-    }
-
-    fn address(&self) -> String {
-        self.json(&["status"])["networks"][0]["ipv4"].as_str().unwrap().to_owned()
-    }
-}
-
-struct Evening {
-    machines: Vec<Machine>,
-    vps: Host,
-    state: String,
-    relay: Process,
-    urls: Vec<String>,
-    _lab: Lab,
-}
-
-/// Machines behind routers that masquerade, so that only the relay can be reached; and the relay.
-fn evening(test: &str, names: &[&str]) -> Evening {
-    let mut lab = Lab::new(test);
-    let (internet, vps) = (lab.router("net"), lab.host("vps"));
-    lab.wire(&vps, &["203.0.113.2/24"], &internet, &["203.0.113.1/24"]);
-    vps.default_route("203.0.113.1");
-    let mut machines = vec![];
-    for (i, name) in names.iter().enumerate() {
-        let (host, nat) = (lab.host(name), lab.router(&format!("nat{i}")));
-        lab.wire(&host, &["192.168.1.2/24"], &nat, &["192.168.1.1/24"]);
-        let wire = lab.wire(&nat, &[&format!("198.51.{i}.2/24")], &internet, &[&format!("198.51.{i}.1/24")]);
-        host.default_route("192.168.1.1");
-        nat.default_route(&format!("198.51.{i}.1"));
-        nat.masquerade(&wire.a, true);
-        machines.push(Machine { host, directory: lab.directory().join(name) });
-    }
-    let state = lab.directory().join("relay").display().to_string();
-    let program = Lab::binary("shadowmesh-relay");
-    let said = vps.run(&program, &["init", "--public", "203.0.113.2", "--tokens", "2", "--state", &state]);
-    let urls = said.split_whitespace().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect();
-    let relay = start_relay(&vps, &state);
-    Evening { machines, vps, state, relay, urls, _lab: lab }
-}
-
-fn start_relay(vps: &Host, state: &str) -> Process {
-    let arguments = ["run", "--allow-root", "--state", state];
-    let relay = vps.spawn("relay", Lab::binary("shadowmesh-relay"), &arguments, &[]);
-    wait_until("the relay's socket", SECONDS(10), || vps.run("ss", &["-lun"]).contains(":443").then_some(()));
-    relay
-}
-
 #[test]
 fn the_first_minute_and_what_an_admin_does() {
-    let e = evening("the first minute", &["laptop", "pi"]);
+    let e = Evening::new("the first minute", &["laptop", "pi"]);
     let (laptop, pi) = (&e.machines[0], &e.machines[1]);
 
     // Nothing runs, and that is said with what to do.
@@ -186,7 +105,7 @@ fn the_first_minute_and_what_an_admin_does() {
 
 #[test]
 fn a_relay_that_restarts_is_found_again() {
-    let mut e = evening("relay restart", &["laptop", "pi"]);
+    let mut e = Evening::new("relay restart", &["laptop", "pi"]);
     let (laptop, pi) = (&e.machines[0], &e.machines[1]);
     laptop.must(&["network", "create", "home", "--relay", &e.urls[0]]);
     wait_until("the relay link", SECONDS(10), || {
@@ -198,7 +117,7 @@ fn a_relay_that_restarts_is_found_again() {
     laptop.host.must_reach(&address, 10);
     e.relay.kill();
     assert!(laptop.host.ping(&address, 1).rtt_ms.is_empty());
-    e.relay = start_relay(&e.vps, &e.state);
+    e.start_relay();
     wait_until("an answer through the new relay", SECONDS(20), || {
         (!laptop.host.ping(&address, 1).rtt_ms.is_empty()).then_some(())
     });
@@ -212,7 +131,7 @@ fn a_relay_that_restarts_is_found_again() {
 
 #[test]
 fn who_is_late_or_wrong_hears_why() {
-    let e = evening("late or wrong", &["laptop", "pi", "pi2"]);
+    let e = Evening::new("late or wrong", &["laptop", "pi", "pi2"]);
     let (laptop, pi, pi2) = (&e.machines[0], &e.machines[1], &e.machines[2]);
     laptop.must(&[
         "network",
