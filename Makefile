@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,13 @@ sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
 
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run
+
+bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshake cost (root)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
+	@mkdir -p target/measured
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bench
+	target/release/handshake-cost --report target/measured/bench-handshake.json
+	scripts/measured target/measured/bench.json target/measured/bench-handshake.json
 
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
 	tests/fuzz/run
