@@ -21,7 +21,7 @@ MUTANTS = [
         (P + "node/sync.rs", "if self.roster.is_valid(node, unix).is_err() {", "if false {"),
         (P + "node/mod.rs", "                (Err(e), Some(p)) if !self.peers[p as usize].sessions.is_empty() => {",
          "                (Err(e), Some(p)) if false && !self.peers[p as usize].sessions.is_empty() => {"),
-        (P + "node/mod.rs", "*node != self.id && self.roster.is_valid(node, self.roster.newest_admin_fact_time()).is_ok()",
+        (P + "node/mod.rs", "*node != self.id && self.roster.is_valid(node, self.admin_time).is_ok()",
          "*node != self.id"),
     ]),
     ("revocation-not-pushed", "a revocation is kept to oneself", [

@@ -192,6 +192,8 @@ pub struct Node {
     /// And of a joiner.
     invite_bundle: Vec<u8>,
     last_unix: u64,
+    /// When the newest fact by an admin was signed, Unix seconds; kept beside the roster, which would have to search.
+    admin_time: u64,
     book: InviteBook,
     invites: Vec<admit::OpenInvite>,
     guests: Vec<admit::Guest>,
@@ -255,6 +257,7 @@ impl Node {
             bundle: vec![],
             invite_bundle: vec![],
             last_unix: wall,
+            admin_time: 0,
             book: std::mem::take(&mut config.invites),
             invites: vec![],
             guests: vec![],
@@ -273,6 +276,7 @@ impl Node {
             rng,
             config,
         };
+        node.admin_time = node.roster.newest_admin_fact_time();
         node.set_wall(now, wall);
         node.refresh_own(now);
         node.refresh_members(now);
@@ -332,7 +336,7 @@ impl Node {
     /// The node's time of day: the greatest of the clock, and the newest fact by an admin. Unix seconds.
     /// (A machine without a clock battery joins; the build date is the driver's to add.)
     pub fn unix(&self, now: Time) -> u64 {
-        self.clock(now).max(self.roster.newest_admin_fact_time())
+        self.clock(now).max(self.admin_time)
     }
 
     /// The clock alone.
@@ -516,7 +520,7 @@ impl Node {
     }
 
     fn is_live(&self, node: &NodeId) -> bool {
-        *node != self.id && self.roster.is_valid(node, self.roster.newest_admin_fact_time()).is_ok()
+        *node != self.id && self.roster.is_valid(node, self.admin_time).is_ok()
     }
 
     /// The peer with this number, or the one that gets the next.
@@ -591,6 +595,10 @@ impl Node {
             return;
         }
         self.dirty = false;
+        for p in 0..self.peers.len() {
+            let reachable = self.is_live(&self.peers[p].node) && self.way(&self.peers[p]).is_some();
+            self.peers[p].reachable = reachable;
+        }
         let mut peers = HashMap::new();
         let (mut macs, mut flood, mut unreached) = (HashMap::new(), vec![], false);
         for p in &self.peers {

@@ -29,6 +29,8 @@ pub(super) struct Peer {
     pub opening: Option<Initiator>,
     /// The opening (or the next one) pulls the leaf: the one at hand did not answer.
     pub pull_leaf: bool,
+    /// Live, and there is a way to it: as of the last snapshot, since it is asked for all peers each time.
+    pub reachable: bool,
     pub next_try: Time,
     /// Openings that have failed since the last session.
     pub failures: u32,
@@ -68,6 +70,7 @@ impl Peer {
             sending: None,
             opening: None,
             pull_leaf: false,
+            reachable: false,
             next_try: Time(0),
             failures: 0,
             backoff: FIRST_BACKOFF,

@@ -47,9 +47,7 @@ impl Node {
 
     /// Is a session wanted, whoever begins it?
     pub(super) fn wants_session(&self, p: &Peer) -> bool {
-        self.is_live(&p.node)
-            && self.route(p).is_some()
-            && (p.wanted_until > p.next_try || self.is_neighbour(&p.node))
+        p.reachable && (p.wanted_until > p.next_try || self.is_neighbour(&p.node))
     }
 
     pub(super) fn open(&mut self, now: Time, p: PeerId) {

@@ -55,7 +55,7 @@ impl Node {
     }
 
     pub(super) fn verify_leaf(&mut self, p: PeerId, bytes: Vec<u8>) {
-        let (genesis, now) = (Box::new(self.config.genesis.clone()), self.roster.newest_admin_fact_time());
+        let (genesis, now) = (Box::new(self.config.genesis.clone()), self.admin_time);
         let now = now.max(self.last_unix);
         self.submit(Pending::PeerLeaf(p), Job::Chain { genesis, bytes, now });
     }
@@ -121,6 +121,7 @@ impl Node {
     pub(super) fn merge(&mut self, now: Time, fact: Verified, from: Option<PeerId>) {
         let id = fact.fact().id();
         let merged = self.roster.merge(fact);
+        self.admin_time = self.roster.newest_admin_fact_time();
         if !merged.is_stored() {
             if matches!(merged.outcome, Merge::Refused(_)) {
                 self.drops.count(DropReason::NotMember);
