@@ -157,15 +157,16 @@ impl Evening {
         Evening { machines, vps, state, relay, urls, relay_arguments, lab }
     }
 
-    /// Starts the relay (again), and does not wait for it.
-    pub fn spawn_relay(&mut self) {
-        self.relay = spawn_relay(&self.vps, &self.state, &self.relay_arguments);
+    /// The relay, started again; does not wait for it.
+    pub fn spawn_relay(&self) -> Process {
+        spawn_relay(&self.vps, &self.state, &self.relay_arguments)
     }
 
-    /// Starts the relay (again), and waits for its socket.
-    pub fn start_relay(&mut self) {
-        self.spawn_relay();
+    /// The relay, started again, with its socket.
+    pub fn start_relay(&self) -> Process {
+        let relay = self.spawn_relay();
         wait_for_relay(&self.vps);
+        relay
     }
 
     /// The first machine makes a network, the others join it; all reach the first. Machines are called in it as
