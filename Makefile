@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,15 @@ FROM ?= 0
 sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
 	@mkdir -p target/measured
 	$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json
+
+blind: deps ## searches a relay's memory, state and traffic for what it must not know (root)
+	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
+	$(CARGO) test --locked -p shadowmesh-netns-tests --test blind -- --nocapture
+
+CRASHES ?= 200
+crash: deps ## SIGKILL to the relay under a ping, and to a client at CRASHES=200 moments (root)
+	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
+	CRASHES=$(CRASHES) $(CARGO) test --locked -p shadowmesh-netns-tests --test crash -- --nocapture --test-threads 1
 
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run

@@ -90,17 +90,20 @@ impl Machine {
 
     /// SIGKILL to every process of the product here; returns when they are gone.
     pub fn crash(&self) {
+        // The first thread of one may be gone, and with it the namespace, while others hold its files yet.
         let gone = |pid: &u32| {
-            // One that nobody has waited for yet is gone too.
             let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            status.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" Z"))
+            let dead = status.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" Z"));
+            dead && std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
         };
+        let mut killed: Vec<u32> = vec![];
         wait_until("the end of what was killed", Duration::from_secs(5), || {
             let left: Vec<u32> = self.processes().into_iter().filter(|p| !gone(p)).collect();
             for pid in &left {
                 let _ended_meanwhile = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
             }
-            left.is_empty().then_some(())
+            killed.extend(&left);
+            (left.is_empty() && killed.iter().all(gone)).then_some(())
         });
     }
 }
@@ -157,15 +160,16 @@ impl Evening {
         Evening { machines, vps, state, relay, urls, relay_arguments, lab }
     }
 
-    /// Starts the relay (again), and does not wait for it.
-    pub fn spawn_relay(&mut self) {
-        self.relay = spawn_relay(&self.vps, &self.state, &self.relay_arguments);
+    /// The relay, started again; does not wait for it.
+    pub fn spawn_relay(&self) -> Process {
+        spawn_relay(&self.vps, &self.state, &self.relay_arguments)
     }
 
-    /// Starts the relay (again), and waits for its socket.
-    pub fn start_relay(&mut self) {
-        self.spawn_relay();
+    /// The relay, started again, with its socket.
+    pub fn start_relay(&self) -> Process {
+        let relay = self.spawn_relay();
         wait_for_relay(&self.vps);
+        relay
     }
 
     /// The first machine makes a network, the others join it; all reach the first. Machines are called in it as

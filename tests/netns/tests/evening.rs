@@ -117,7 +117,7 @@ fn a_relay_that_restarts_is_found_again() {
     laptop.host.must_reach(&address, 10);
     e.relay.kill();
     assert!(laptop.host.ping(&address, 1).rtt_ms.is_empty());
-    e.start_relay();
+    e.relay = e.start_relay();
     wait_until("an answer through the new relay", SECONDS(20), || {
         (!laptop.host.ping(&address, 1).rtt_ms.is_empty()).then_some(())
     });
