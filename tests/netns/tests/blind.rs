@@ -113,7 +113,7 @@ fn talk(e: &Evening) {
     let pattern: String = BY_PING.iter().map(|b| format!("{b:02x}")).collect();
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         for target in [e.machines[to].address(), e.machines[to].address6()] {
-            // The kernel looks for duplicates of a new IPv6 address before it answers for it.
+            // The first ping finds the neighbour.
             e.machines[from].host.must_reach(&target, 10);
             let said = e.machines[from].host.run(
                 "ping",
