@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_core::ErrorMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder, new_connection};
@@ -98,10 +98,16 @@ impl Netlink {
         Ok(state)
     }
 
-    /// Adds an address with its network. Adding what is there already is no error.
+    /// Adds an address with its network. Adding what is there already is no error. Nobody is asked whether an IPv6
+    /// address is taken: who assigned it knows, an answer could come from anyone, and it would be useless for a second
+    /// or two.
     pub async fn add_address(&self, name: &str, ip: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
         let index = self.link(name).await?.header.index;
-        let result = self.handle.address().add(index, ip, prefix).execute().await;
+        let mut request = self.handle.address().add(index, ip, prefix);
+        if ip.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        let result = request.execute().await;
         match result.map_err(|e| failed("adding an address", e)) {
             Err(NetlinkError::Failed { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
             Err(NetlinkError::NoPrivilege(_)) if ip.is_ipv6() && ipv6_is_off(name) => {

@@ -113,7 +113,7 @@ fn talk(e: &Evening) {
     let pattern: String = BY_PING.iter().map(|b| format!("{b:02x}")).collect();
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         for target in [e.machines[to].address(), e.machines[to].address6()] {
-            // The kernel looks for duplicates of a new IPv6 address before it answers for it.
+            // The first ping finds the neighbour.
             e.machines[from].host.must_reach(&target, 10);
             let said = e.machines[from].host.run(
                 "ping",
@@ -190,7 +190,14 @@ fn the_relay_knows_no_name_no_address_and_no_payload() {
         name.starts_with("shadowmesh-rel")
     };
     let relay_pid = e.vps.processes().into_iter().find(named).unwrap();
+    // While frames are under way.
+    let pattern: String = BY_PING.iter().map(|b| format!("{b:02x}")).collect();
+    let address = e.machines[1].address();
+    let arguments = ["-n", "-i", "0.005", "-s", "1000", "-p", &pattern, &address];
+    let ping = e.machines[0].host.spawn("ping", "ping", &arguments, &[]);
+    std::thread::sleep(SECONDS(1));
     let relay = core(&e, relay_pid);
+    ping.kill();
     talk(&e);
     e.relay.signal(Signal::SIGTERM);
     e.relay.wait(SECONDS(5));

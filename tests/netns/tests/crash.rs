@@ -118,7 +118,7 @@ fn a_client_killed_at_any_moment_comes_back_the_same() {
         let seconds = back.as_secs_f64();
         measured.line(
             "crash-reach",
-            "from the last start to an answer of the other",
+            "from the end of the last `up` to an answer of the other",
             seconds,
             "s",
             "<= 5",
