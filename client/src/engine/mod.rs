@@ -579,7 +579,7 @@ impl Loop {
                 // Nobody holds the other end: as if told to end.
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => {
                     let now = self.now();
-                    self.endpoint.node.shutdown(now);
+                    self.endpoint.node.shutdown();
                     self.endpoint.settle(now);
                     self.drain();
                     self.ending = true;

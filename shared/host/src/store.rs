@@ -28,6 +28,9 @@ use crate::privilege::Ids;
 const MAGIC: &[u8; 16] = b"shadowmesh-file1";
 const HEADER: usize = 16 + 8 + 32;
 const LOCK: &str = "lock";
+/// A lock that is held is tried again so often, with this between.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 /// No state of ours is near this; a file that claims more is damaged.
 const MAX_LEN: u64 = 256 << 20;
 
@@ -175,7 +178,14 @@ impl Dir {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file =
             options.custom_flags(libc::O_NOFOLLOW).open(&lock_path).map_err(wrap(&lock_path, "opened"))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        // A process that was killed holds its lock until its last thread is gone: a moment, not a reason to fail.
+        let mut tried = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        for _ in 0..LOCK_TRIES {
+            let Err((file, Errno::EWOULDBLOCK)) = tried else { break };
+            std::thread::sleep(LOCK_PAUSE);
+            tried = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        }
+        let mut lock = match tried {
             Ok(lock) => lock,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();

@@ -150,8 +150,6 @@ pub enum Upcall<'a> {
     FromRelay {
         /// Which relay.
         relay: u32,
-        /// From which address.
-        from: SocketAddr,
         /// The packet, without relay header.
         packet: &'a [u8],
     },
@@ -176,7 +174,7 @@ pub struct Plain<'a> {
 pub(crate) enum RawUpcall {
     Typed(Source, Range<usize>),
     Plain { session: SessionId, peer: PeerId, source: Source, kind: Kind, body: Range<usize> },
-    FromRelay { relay: u32, from: SocketAddr, packet: Range<usize> },
+    FromRelay { relay: u32, packet: Range<usize> },
 }
 
 /// Datagrams on their way in.
@@ -260,8 +258,8 @@ impl RxBatch {
                 kind: *kind,
                 body: &self.memory[body.clone()],
             }),
-            RawUpcall::FromRelay { relay, from, packet } => {
-                Upcall::FromRelay { relay: *relay, from: *from, packet: &self.memory[packet.clone()] }
+            RawUpcall::FromRelay { relay, packet } => {
+                Upcall::FromRelay { relay: *relay, packet: &self.memory[packet.clone()] }
             }
         })
     }

@@ -4,9 +4,8 @@
 use crate::snapshot::{Guard, MeshPrefixes};
 use shadowmesh_wire::DropReason;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Message,
-    Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr,
-    RawHardwareAddress,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, Icmpv6Message, Icmpv6Packet,
+    Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -224,6 +223,5 @@ pub fn answer(question: &[u8], o: &Outline, r: &Resolution, owner: [u8; 6]) -> O
     }
     // The shortest Ethernet payload is 46 bytes; a TAP does not pad, and some hosts mind.
     out.resize(out.len().max(60), 0);
-    let _ = EthernetProtocol::Arp;
     Some(out)
 }

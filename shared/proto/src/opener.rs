@@ -117,7 +117,7 @@ impl Opener {
                 let (relay, handle) = (*relay, check_down(key, &header)?);
                 let inner = range.start + RELAY_HEADER..range.end;
                 if handle == TO_RELAY {
-                    return upcall(batch, RawUpcall::FromRelay { relay, from, packet: inner });
+                    return upcall(batch, RawUpcall::FromRelay { relay, packet: inner });
                 }
                 let source = Source::Relay { relay, handle };
                 match classify(&batch.memory[inner.clone()])? {

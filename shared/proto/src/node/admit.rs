@@ -153,7 +153,7 @@ impl Node {
         let fact = Fact::sign(&key, self.roster.network(), *node, seq, unix, &body)
             .map_err(|_| AdminError::Signing)?;
         self.merge(now, fact, None);
-        self.publish(now);
+        self.publish();
         Ok(())
     }
 

@@ -282,7 +282,7 @@ impl Node {
         node.refresh_members(now);
         node.refresh_relays(now);
         node.refresh_invites(now);
-        node.publish(now);
+        node.publish();
         node
     }
 
@@ -390,12 +390,12 @@ impl Node {
         let result = match upcall {
             Upcall::Typed { source, packet } => self.handle_typed(now, source, packet),
             Upcall::Plain(plain) => self.handle_plain(now, plain),
-            Upcall::FromRelay { relay, from, packet } => self.handle_relay_session(now, relay, from, packet),
+            Upcall::FromRelay { relay, packet } => self.handle_relay_session(now, relay, packet),
         };
         if let Err(reason) = result {
             self.drops.count(reason);
         }
-        self.publish(now);
+        self.publish();
     }
 
     /// Receiver statistics from the openers: they become reports, and say who is alive. `most_sealed` is the greatest
@@ -405,13 +405,13 @@ impl Node {
         if most_sealed > sessions::REKEY_PACKETS {
             self.rekey_all(now);
         }
-        self.publish(now);
+        self.publish();
     }
 
     /// A finished job.
     pub fn handle_work(&mut self, now: Time, done: WorkDone) {
         self.finish_work(now, done);
-        self.publish(now);
+        self.publish();
     }
 
     /// A frame from the device that the sealer left to us.
@@ -419,7 +419,7 @@ impl Node {
         if let Err(reason) = self.switch_frame(now, frame) {
             self.drops.count(reason);
         }
-        self.publish(now);
+        self.publish();
     }
 
     /// Does what is due.
@@ -446,7 +446,7 @@ impl Node {
                 self.peer_timeout(now, p as PeerId);
             }
         }
-        self.publish(now);
+        self.publish();
     }
 
     // Commands.
@@ -471,14 +471,14 @@ impl Node {
     /// Adds a fact that this node or its admin has just signed, and tells the others.
     pub fn add_fact(&mut self, now: Time, fact: shadowmesh_identity::Verified) {
         self.merge(now, fact, None);
-        self.publish(now);
+        self.publish();
     }
 
     /// Says goodbye on every session: peers need not wait for silence.
-    pub fn shutdown(&mut self, now: Time) {
+    pub fn shutdown(&mut self) {
         for p in 0..self.peers.len() {
             if self.peers[p].sending.is_some() {
-                self.send_control(now, p as PeerId, &shadowmesh_wire::control::Control::Bye);
+                self.send_control(p as PeerId, &shadowmesh_wire::control::Control::Bye);
             }
         }
     }
@@ -551,7 +551,7 @@ impl Node {
                     self.dirty = true;
                 }
                 (Err(e), Some(p)) if !self.peers[p as usize].sessions.is_empty() => {
-                    self.cut(now, p, &e.to_string());
+                    self.cut(p, &e.to_string());
                 }
                 _ => {}
             }
@@ -590,7 +590,7 @@ impl Node {
         by_leaf.or(p.route)
     }
 
-    fn publish(&mut self, _now: Time) {
+    fn publish(&mut self) {
         if !self.dirty {
             return;
         }

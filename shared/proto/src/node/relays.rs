@@ -148,7 +148,6 @@ impl Node {
         &mut self,
         now: Time,
         relay: u32,
-        _from: SocketAddr,
         packet: &[u8],
     ) -> Result<(), DropReason> {
         let i = relay as usize;

@@ -317,7 +317,7 @@ impl Node {
             if let Some(route) = self.route(&self.peers[p as usize]) {
                 self.events.push_back(Event::PeerUp(node, route));
             }
-            self.publish(now);
+            self.publish();
             self.flush_queue(now, p);
         }
         self.flush_pings(now, p);
@@ -346,10 +346,10 @@ impl Node {
     }
 
     /// Cuts a peer off: every session ends now. [P-CUT]
-    pub(super) fn cut(&mut self, now: Time, p: PeerId, why: &str) {
+    pub(super) fn cut(&mut self, p: PeerId, why: &str) {
         if self.peers[p as usize].sending.is_some() {
             let text = why.chars().take(shadowmesh_wire::control::MAX_TEXT).collect();
-            self.send_control(now, p, &Control::Refused(text));
+            self.send_control(p, &Control::Refused(text));
         }
         let node = self.peers[p as usize].node;
         self.drop_sessions(p, "it is no longer a member");
@@ -371,7 +371,7 @@ impl Node {
     }
 
     /// Sends a control message on the session in use.
-    pub(super) fn send_control(&mut self, _now: Time, p: PeerId, control: &Control) {
+    pub(super) fn send_control(&mut self, p: PeerId, control: &Control) {
         if let Some(id) = self.peers[p as usize].sending {
             self.send_on(p, id, control);
         }

@@ -137,7 +137,7 @@ impl Node {
                     && (!self.peers[p as usize].sessions.is_empty()
                         || self.peers[p as usize].opening.is_some())
                 {
-                    self.cut(now, p, "this member was revoked");
+                    self.cut(p, "this member was revoked");
                 }
             } else if *node != self.id
                 && let Some(p) = self.peer_of(node)
@@ -155,7 +155,7 @@ impl Node {
         // Everyone who is reachable hears of it at once. [P-PUSH]
         for p in 0..self.peers.len() as PeerId {
             if Some(p) != from && self.peers[p as usize].sending.is_some() {
-                self.send_control(now, p, &Control::Have(vec![id]));
+                self.send_control(p, &Control::Have(vec![id]));
             }
         }
         // What waited for this one's signer.
@@ -190,7 +190,7 @@ impl Node {
         if self.peers[i].puller.deadline().is_some_and(|d| d <= now) {
             let (ask, _) = self.peers[i].puller.handle_timeout(now);
             for c in ask {
-                self.send_control(now, p, &c);
+                self.send_control(p, &c);
             }
         }
     }
@@ -200,7 +200,7 @@ impl Node {
             return;
         }
         for c in self.peers[p as usize].puller.want(now, hash) {
-            self.send_control(now, p, &c);
+            self.send_control(p, &c);
         }
     }
 
@@ -210,7 +210,7 @@ impl Node {
             Control::RosterState { digest, .. } => {
                 if digest != self.roster.digest() {
                     let buckets = Box::new(self.roster.bucket_digests());
-                    self.send_control(now, p, &Control::RosterBuckets(buckets));
+                    self.send_control(p, &Control::RosterBuckets(buckets));
                 }
             }
             Control::RosterBuckets(theirs) => {
@@ -223,7 +223,7 @@ impl Node {
                     for part in 0..parts {
                         let ids = chunks.next().unwrap_or_default().to_vec();
                         let part = (part as u8, parts as u8);
-                        self.send_control(now, p, &Control::RosterIds { bucket: bucket as u8, part, ids });
+                        self.send_control(p, &Control::RosterIds { bucket: bucket as u8, part, ids });
                     }
                 }
             }
@@ -236,7 +236,7 @@ impl Node {
                     let ours = self.roster.ids_in_bucket(bucket);
                     let extra: Vec<Hash> = ours.into_iter().filter(|h| !ids.contains(h)).collect();
                     for some in extra.chunks(MAX_HASHES) {
-                        self.send_control(now, p, &Control::Have(some.to_vec()));
+                        self.send_control(p, &Control::Have(some.to_vec()));
                     }
                 }
             }
@@ -247,12 +247,12 @@ impl Node {
             }
             Control::Pull { hash, chunk } => {
                 let reply = serve(self.roster.get(&hash).map(Fact::bytes), hash, chunk);
-                self.send_control(now, p, &reply);
+                self.send_control(p, &reply);
             }
             Control::Chunk { hash, chunk, count, bytes } => {
                 let (blob, ask) = self.peers[p as usize].puller.chunk(now, &hash, chunk, count, bytes);
                 for c in ask {
-                    self.send_control(now, p, &c);
+                    self.send_control(p, &c);
                 }
                 if let Some(blob) = blob {
                     let fact = Fact::parse(&blob).map_err(|_| DropReason::Malformed)?;
