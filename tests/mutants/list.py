@@ -40,8 +40,8 @@ MUTANTS = [
         (P + "node/sessions.rs", "        self.dirty = true;\n        if first {", "        self.dirty = first;\n        if first {"),
     ]),
     ("first-frames-dropped", "frames that wait for a session are forgotten", [
-        (P + "node/sessions.rs", "            self.publish(now);\n            self.flush_queue(now, p);",
-         "            self.publish(now);\n            self.peers[p as usize].queue.clear();"),
+        (P + "node/sessions.rs", "            self.publish();\n            self.flush_queue(now, p);",
+         "            self.publish();\n            self.peers[p as usize].queue.clear();"),
     ]),
     ("fragments-mixed", "pieces of two frames meet", [
         (P + "opener.rs", "let key = (peer, header.id);", "let key = (peer, header.id & !1);"),

@@ -65,11 +65,6 @@ impl Sealer {
         None
     }
 
-    /// Packets sealed on a lane; `None` when it is not here.
-    pub fn sealed(&self, lane: LaneId) -> Option<u64> {
-        self.lanes.get(&lane).map(TxLane::sealed)
-    }
-
     /// The largest counter of all lanes: how near the nearest key is to its limit.
     pub fn most_sealed(&self) -> u64 {
         self.lanes.values().map(TxLane::sealed).max().unwrap_or(0)

@@ -148,14 +148,7 @@ fn with_world(f: impl FnOnce(&mut World)) {
             *slot = None;
         }
         let w = slot.get_or_insert_with(|| {
-            let setup = Setup {
-                nodes: 2,
-                rekey: Duration::from_secs(120),
-                rekey_both: false,
-                lag: Duration::ZERO,
-                path_mtu: 1400,
-                relayed: false,
-            };
+            let setup = Setup::plain(2, false);
             let mut w = World::new(1, setup, Weather::CALM);
             w.send(0, 1, 100);
             w.run(Duration::from_secs(1));

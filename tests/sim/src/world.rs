@@ -69,6 +69,14 @@ pub struct Setup {
     pub relayed: bool,
 }
 
+impl Setup {
+    /// The product's own defaults, and snapshots that are never late.
+    pub fn plain(nodes: usize, relayed: bool) -> Self {
+        let rekey = Duration::from_secs(120);
+        Setup { nodes, rekey, rekey_both: false, lag: Duration::ZERO, path_mtu: 1400, relayed }
+    }
+}
+
 /// What relayed worlds begin with.
 struct Premiere {
     facts: Vec<Vec<u8>>,
@@ -188,14 +196,7 @@ impl World {
     /// The whole cast with the relay, each knowing only certificates: what they have after two seconds, their places at
     /// the relay among it, is what other worlds begin with.
     fn premiere() -> Premiere {
-        let setup = Setup {
-            nodes: crate::cast::MEMBERS,
-            rekey: Duration::from_secs(120),
-            rekey_both: false,
-            lag: Duration::ZERO,
-            path_mtu: 1400,
-            relayed: true,
-        };
+        let setup = Setup::plain(crate::cast::MEMBERS, true);
         let mut w = World::empty(0, setup, Weather::CALM);
         w.relay = Some(SimRelay { core: None, stored: STAGE.durable.clone() });
         w.start_relay();

@@ -12,14 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 fn world(seed: u64, weather: Weather) -> World {
-    let setup = Setup {
-        nodes: 3,
-        rekey: Duration::from_secs(120),
-        rekey_both: false,
-        lag: Duration::ZERO,
-        path_mtu: 1400,
-        relayed: true,
-    };
+    let setup = Setup::plain(3, true);
     let mut w = World::new(seed, setup, Weather::CALM);
     // The rest of the cast is away; who is there finds each other all the same.
     w.run(Duration::from_secs(5));

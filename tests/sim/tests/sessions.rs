@@ -3,21 +3,10 @@
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::time::Duration;
 
-fn setup(nodes: usize) -> Setup {
-    Setup {
-        nodes,
-        rekey: Duration::from_secs(120),
-        rekey_both: false,
-        lag: Duration::ZERO,
-        path_mtu: 1400,
-        relayed: false,
-    }
-}
-
 /// A responder whose initiator never confirms sends nothing in the session, however much it has to say. [P-CONFIRM]
 #[test]
 fn nothing_before_the_confirmation() {
-    let mut w = World::new(1, setup(2), Weather::CALM);
+    let mut w = World::new(1, Setup::plain(2, false), Weather::CALM);
     // Node 1 can begin nothing itself, and nothing that node 0 says inside the session arrives.
     w.filter = Some(|from, bytes| {
         from == address(1) && bytes[0] == 0x41 || from == address(0) && bytes[0] >> 6 == 0b10
@@ -39,7 +28,7 @@ fn nothing_before_the_confirmation() {
 /// Past one and a half times the interval an old key sends nothing; a new handshake does. [P-HARDSTOP]
 #[test]
 fn an_old_key_stops() {
-    let s = Setup { rekey: Duration::from_secs(10), ..setup(2) };
+    let s = Setup { rekey: Duration::from_secs(10), ..Setup::plain(2, false) };
     let mut w = World::new(2, s, Weather::CALM);
     w.send(0, 1, 100);
     w.run(Duration::from_secs(1));
@@ -61,7 +50,7 @@ fn an_old_key_stops() {
 /// Six members, nobody sends anything: each keeps sessions with three or more, and all are connected. [P-NEIGHBOUR]
 #[test]
 fn neighbours_keep_the_mesh_together() {
-    let mut w = World::new(3, setup(6), Weather::CALM);
+    let mut w = World::new(3, Setup::plain(6, false), Weather::CALM);
     w.run(Duration::from_secs(5));
     let mut edges = vec![];
     for (i, n) in w.nodes.iter().enumerate() {
@@ -87,7 +76,7 @@ fn neighbours_keep_the_mesh_together() {
 #[test]
 fn an_attacker_who_only_adds() {
     for seed in 0..10 {
-        let mut w = World::new(seed, setup(2), Weather::CALM);
+        let mut w = World::new(seed, Setup::plain(2, false), Weather::CALM);
         w.send(0, 1, 60);
         w.run(Duration::from_secs(1));
         w.weather = Weather { attack: 1000, jitter: Duration::from_millis(5), ..Weather::CALM };

@@ -10,14 +10,7 @@ use std::time::Duration;
 const ALL: [u8; 6] = [0xff; 6];
 
 fn world() -> World {
-    let setup = Setup {
-        nodes: 3,
-        rekey: Duration::from_secs(120),
-        rekey_both: false,
-        lag: Duration::ZERO,
-        path_mtu: 1400,
-        relayed: false,
-    };
+    let setup = Setup::plain(3, false);
     let mut w = World::new(1, setup, Weather::CALM);
     for (a, b) in [(0, 1), (0, 2), (1, 2)] {
         w.send(a, b, 60);

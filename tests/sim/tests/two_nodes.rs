@@ -3,21 +3,10 @@
 use shadowmesh_sim::world::{Setup, Weather, World};
 use std::time::Duration;
 
-fn setup(nodes: usize) -> Setup {
-    Setup {
-        nodes,
-        rekey: Duration::from_secs(120),
-        rekey_both: false,
-        lag: Duration::ZERO,
-        path_mtu: 1400,
-        relayed: false,
-    }
-}
-
 /// The first frames wait for the session and all arrive.
 #[test]
 fn first_frames_arrive() {
-    let mut w = World::new(1, setup(2), Weather::CALM);
+    let mut w = World::new(1, Setup::plain(2, false), Weather::CALM);
     for _ in 0..10 {
         w.send(0, 1, 100);
         w.send(1, 0, 1514);
@@ -32,7 +21,7 @@ fn rekeys_lose_nothing() {
     for both in [false, true] {
         for seed in 0..20 {
             let lag = Duration::from_millis(seed % 5 * 7);
-            let s = Setup { rekey: Duration::from_secs(2), rekey_both: both, lag, ..setup(2) };
+            let s = Setup { rekey: Duration::from_secs(2), rekey_both: both, lag, ..Setup::plain(2, false) };
             let mut w = World::new(seed, s, Weather::CALM);
             w.send(0, 1, 60);
             w.run(Duration::from_secs(1));
@@ -57,7 +46,7 @@ fn rough_weather() {
         attack: 50,
     };
     for seed in 0..20 {
-        let s = Setup { rekey: Duration::from_secs(5), rekey_both: seed % 2 == 0, ..setup(2) };
+        let s = Setup { rekey: Duration::from_secs(5), rekey_both: seed % 2 == 0, ..Setup::plain(2, false) };
         let mut w = World::new(seed, s, rough);
         for i in 0..2000 {
             w.send(i % 2, (i + 1) % 2, 100);
@@ -83,7 +72,7 @@ fn both_start_at_once() {
             repeat: seed % 2 * 100,
             attack: seed % 5 * 20,
         };
-        let mut w = World::new(seed, setup(2), weather);
+        let mut w = World::new(seed, Setup::plain(2, false), weather);
         w.send(0, 1, 100);
         w.send(1, 0, 100);
         w.run(Duration::from_secs(8));
@@ -101,7 +90,7 @@ fn both_start_at_once() {
 #[test]
 fn restart_is_survived() {
     for seed in 0..20 {
-        let mut w = World::new(seed, setup(2), Weather::CALM);
+        let mut w = World::new(seed, Setup::plain(2, false), Weather::CALM);
         w.send(0, 1, 100);
         w.run(Duration::from_secs(1 + seed));
         w.restart((seed % 2) as usize);

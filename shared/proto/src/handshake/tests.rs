@@ -255,9 +255,8 @@ fn flipped_bits_never_split_the_two_sides() {
     assert!(rejected > 250, "flipped bits went unnoticed: {rejected} of 300 refused");
 }
 
-/// A repeated RESPONSE gets the same bytes, and no second session. [P-AMPLIFY]
-#[test]
-fn repeats_get_the_same_bytes() {
+/// An opening whose CHALLENGE has come: its RESPONSE is ready to be sent.
+fn challenged() -> (Side, Credential, Initiator) {
     let mut side = Side::new();
     let credential = member();
     let mut rng = Rng::from_seed([2; 32]);
@@ -271,6 +270,13 @@ fn repeats_get_the_same_bytes() {
     let hello = i.poll_transmit().unwrap();
     let (challenge, _) = side.feed(Time(0), source(), &hello, &credential).unwrap();
     i.handle(Time(0), &challenge[0], &mut rng).ok();
+    (side, credential, i)
+}
+
+/// A repeated RESPONSE gets the same bytes, and no second session. [P-AMPLIFY]
+#[test]
+fn repeats_get_the_same_bytes() {
+    let (mut side, credential, mut i) = challenged();
     let response: Vec<_> = std::iter::from_fn(|| i.poll_transmit()).collect();
     let mut first = vec![];
     for round in 0..3 {
@@ -288,19 +294,7 @@ fn repeats_get_the_same_bytes() {
 /// The cookie is bound to the address: from elsewhere, nothing is done. [P-COOKIE]
 #[test]
 fn cookie_is_bound_to_the_source() {
-    let mut side = Side::new();
-    let credential = member();
-    let mut rng = Rng::from_seed([2; 32]);
-    let config = InitiatorConfig {
-        contact: Contact::node(&NET, &R),
-        leaf: Some(side.leaf()),
-        credential: credential.clone(),
-        suites: SUITES.to_vec(),
-    };
-    let mut i = Initiator::new(config, Time(0), &mut rng);
-    let hello = i.poll_transmit().unwrap();
-    let (challenge, _) = side.feed(Time(0), source(), &hello, &credential).unwrap();
-    i.handle(Time(0), &challenge[0], &mut rng).ok();
+    let (mut side, credential, mut i) = challenged();
     let elsewhere = Source::Udp("192.0.2.2:4000".parse().unwrap());
     let relayed = Source::Relay { relay: 0, handle: 5 };
     for p in std::iter::from_fn(|| i.poll_transmit()) {

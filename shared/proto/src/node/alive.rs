@@ -95,7 +95,6 @@ impl Node {
             peer.last_active = now;
             peer.unanswered = 0;
             if let Some(s) = peer.session_mut(id) {
-                s.last_rx = now;
                 s.confirm = None;
             }
             let (echo, at) = self.peers[p as usize].echo;

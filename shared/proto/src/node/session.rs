@@ -75,7 +75,6 @@ pub(super) struct Session {
     pub expires: Time,
     /// Set when another took its place: it only receives, until then.
     pub retire_at: Option<Time>,
-    pub last_rx: Time,
 }
 
 impl Session {

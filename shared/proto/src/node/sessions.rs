@@ -228,7 +228,6 @@ impl Node {
             rekey_after,
             expires: now + self.config.rekey + self.config.rekey / 2,
             retire_at: None,
-            last_rx: now,
         };
         self.peers[p as usize].sessions.push(session);
         if self.peers[p as usize].sessions.len() > MAX_SESSIONS {
@@ -420,7 +419,6 @@ impl Node {
         self.heard_from(now, p);
         let id = plain.session;
         if let Some(s) = self.peers[p as usize].session_mut(id) {
-            s.last_rx = now;
             s.confirm = None;
         }
         match plain.kind {
