@@ -222,7 +222,7 @@ impl Relay {
         let lanes: [u32; LANES] = std::array::from_fn(|_| self.rng.u64() as u32 & MAX_INDEX);
         let established = Established {
             sid_r: self.rng.bytes(),
-            instance: self.instance,
+            generation: 0,
             lanes,
             observed: opened.source.observed(),
             mtu: MTU,

@@ -99,7 +99,6 @@ pub struct Relay {
     pub(crate) responder: Responder,
     pub(crate) pseudonyms: Pseudonyms,
     pub(crate) load: Load,
-    pub(crate) instance: u64,
     pub(crate) born: u64,
     /// The last state could not be stored.
     pub(crate) held: bool,
@@ -151,7 +150,6 @@ impl Relay {
             responder: Responder::new(config.suites.clone(), config.handshake_rate, now, &mut rng),
             pseudonyms: Pseudonyms::default(),
             load: Load::new(now),
-            instance: rng.u64(),
             born: 0,
             held: false,
             bumped: false,

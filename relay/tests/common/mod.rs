@@ -139,7 +139,7 @@ impl Clients {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let suites = Suite::ALL.to_vec();
-        let link = RelayLink::new(self.relay.0, Some(self.address), credential, suites, 7, self.now());
+        let link = RelayLink::new(self.relay.0, Some(self.address), credential, suites, self.now());
         let (leg, down, grant) = (None, None, None);
         let (got, controls) = (vec![], vec![]);
         self.all.push(Client { socket, link, leg, down, grant, got, controls, ups: 0, resets: 0 });

@@ -29,7 +29,7 @@ fn source() -> Source {
 fn established() -> Established {
     Established {
         sid_r: [1; 8],
-        instance: 5,
+        generation: 5,
         lanes: [3; LANES],
         observed: source().observed(),
         mtu: 1400,
@@ -289,6 +289,32 @@ fn repeats_get_the_same_bytes() {
         assert_eq!(out.len(), 3);
         if round == 0 { first = out } else { assert_eq!(out, first) }
     }
+}
+
+/// A responder that restarts when half of its ESTABLISHED has come knows nothing of the RESPONSE: it is asked anew, long
+/// before the opening would end.
+#[test]
+fn half_an_answer_of_a_responder_that_is_gone() {
+    let (mut side, credential, mut i) = challenged();
+    let mut rng = Rng::from_seed([3; 32]);
+    let mut answer = vec![];
+    for p in std::iter::from_fn(|| i.poll_transmit()).collect::<Vec<_>>() {
+        answer.extend(side.feed(Time(0), source(), &p, &credential).unwrap().0);
+    }
+    assert!(matches!(i.handle(Time(0), &answer[0], &mut rng), Ok(Progress::Pending)));
+    // The same static key; another cookie key.
+    side.responder = Responder::new(SUITES.to_vec(), 100.0, Time(0), &mut rng);
+    let (mut now, mut finished) = (Time(0), false);
+    while !finished && now < Time(4_000_000_000) {
+        for p in std::iter::from_fn(|| i.poll_transmit()).collect::<Vec<_>>() {
+            for reply in side.feed(now, source(), &p, &credential).map(|r| r.0).unwrap_or_default() {
+                finished |= matches!(i.handle(now, &reply, &mut rng), Ok(Progress::Finished(_)));
+            }
+        }
+        now = i.deadline().max(now);
+        i.handle_timeout(now, &mut rng);
+    }
+    assert!(finished, "still asking the process that is gone after {now:?}");
 }
 
 /// The cookie is bound to the address: from elsewhere, nothing is done. [P-COOKIE]

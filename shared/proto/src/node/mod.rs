@@ -169,7 +169,6 @@ pub struct Node {
     id: NodeId,
     roster: Roster,
     rng: Rng,
-    instance: u64,
     /// Unix seconds at `Time(0)`, as last told.
     wall_base: i64,
     own: own::Own,
@@ -234,7 +233,6 @@ impl Node {
             flood: vec![],
             unreached: false,
         });
-        let instance = rng.u64();
         let responder = Responder::new(config.suites.clone(), 20.0, now, &mut rng);
         let fragment_id = rng.u64() as u32;
         let mut node = Node {
@@ -242,7 +240,6 @@ impl Node {
             own: own::Own::new(&config.keys),
             id,
             roster,
-            instance,
             wall_base: 0,
             responder,
             peers: vec![],

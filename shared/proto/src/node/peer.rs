@@ -24,6 +24,8 @@ pub(super) struct Peer {
     pub id: PeerId,
     pub node: NodeId,
     pub sessions: Vec<Session>,
+    /// The highest of any session with it, since this process began.
+    pub generation: u32,
     /// The one that is sent on.
     pub sending: Option<SessionId>,
     pub opening: Option<Initiator>,
@@ -67,6 +69,7 @@ impl Peer {
             id,
             node,
             sessions: vec![],
+            generation: 0,
             sending: None,
             opening: None,
             pull_leaf: false,

@@ -87,8 +87,7 @@ impl Node {
             let access = Arc::new(shadowmesh_crypto::secret::Secret::new(secret));
             let credential = Credential::Pseudonym { key, tag: short, access };
             let address = place.host().parse().ok().map(|ip| SocketAddr::new(ip, place.port()));
-            let link =
-                RelayLink::new(relay.0, address, credential, self.config.suites.clone(), self.instance, now);
+            let link = RelayLink::new(relay.0, address, credential, self.config.suites.clone(), now);
             let number = known.unwrap_or(self.links.len());
             let link = Link { link, place: place.clone(), generation: (generation, secret) };
             match known {

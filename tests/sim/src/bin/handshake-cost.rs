@@ -49,7 +49,7 @@ fn one(round: u64) -> (Duration, Duration) {
             Ok(Incoming::Opened(opened)) => {
                 let established = Established {
                     sid_r: [1; 8],
-                    instance: 1,
+                    generation: 1,
                     lanes: [1; LANES],
                     observed: ([0; 16], 0),
                     mtu: 1400,
