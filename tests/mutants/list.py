@@ -33,9 +33,6 @@ MUTANTS = [
         (P + "node/session.rs", "Ordering::Equal => newer.begun_by <= self.begun_by,",
          "Ordering::Equal => newer.role == Role::Initiator,"),
     ]),
-    ("simopen-last-heard-wins", "each side sends on the session that it heard of last", [
-        (P + "node/session.rs", "Ordering::Less => false,", "Ordering::Less => true,"),
-    ]),
     ("rekey-no-grace", "the old session ends at once", [
         (P + "node/sessions.rs", "loser.retire_at = Some(now + GRACE);", "loser.retire_at = Some(now);"),
     ]),
