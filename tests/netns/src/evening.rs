@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{Host, Lab, Process, wait_until};
+use crate::{Host, Lab, LossyWire, Process, Profile, wait_until};
 
 /// A machine on which commands are given.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Machine {
     pub host: Host,
     /// Its `SHADOWMESH_DIR`.
     pub directory: PathBuf,
+    /// More of the environment that commands, and daemons which they start, are given.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Machine {
@@ -24,7 +26,7 @@ impl Machine {
     pub fn say(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = self.host.command(Lab::binary("shadowmesh"));
         command.args(arguments).env("SHADOWMESH_DIR", &self.directory).env("SHADOWMESH_ALLOW_ROOT", "1");
-        command.stdin(Stdio::null());
+        command.envs(self.environment.iter().copied()).stdin(Stdio::null());
         let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         let shown: String = text.chars().take(1500).collect();
@@ -75,7 +77,8 @@ impl Machine {
     /// Starts a command and does not wait for it.
     pub fn start(&self, label: &str, arguments: &[&str]) -> Process {
         let directory = self.directory.display().to_string();
-        let environment = [("SHADOWMESH_DIR", directory.as_str()), ("SHADOWMESH_ALLOW_ROOT", "1")];
+        let mut environment = vec![("SHADOWMESH_DIR", directory.as_str()), ("SHADOWMESH_ALLOW_ROOT", "1")];
+        environment.extend(&self.environment);
         self.host.spawn(label, Lab::binary("shadowmesh"), arguments, &environment)
     }
 
@@ -122,6 +125,8 @@ pub struct Evening {
     pub urls: Vec<String>,
     /// More arguments for the relay.
     pub relay_arguments: Vec<String>,
+    /// The first machine's line to the internet, where it was asked to be slow.
+    pub line: Option<LossyWire>,
     /// Goes last.
     pub lab: Lab,
 }
@@ -129,25 +134,40 @@ pub struct Evening {
 impl Evening {
     /// Machines behind routers that masquerade, so that only the relay can be reached; and the relay.
     pub fn new(test: &str, names: &[&str]) -> Evening {
-        Evening::with_relay(test, names, &[])
+        Evening::build(test, names, &[], None)
+    }
+
+    /// The same, and the first machine's line to the internet behaves by `profile`, in each direction.
+    pub fn with_line(test: &str, names: &[&str], profile: Profile) -> Evening {
+        Evening::build(test, names, &[], Some(profile))
     }
 
     /// The same, with more arguments for `shadowmesh-relay run`.
     pub fn with_relay(test: &str, names: &[&str], relay_arguments: &[&str]) -> Evening {
+        Evening::build(test, names, relay_arguments, None)
+    }
+
+    fn build(test: &str, names: &[&str], relay_arguments: &[&str], slow: Option<Profile>) -> Evening {
         let mut lab = Lab::new(test);
         let (internet, vps) = (lab.router("net"), lab.host("vps"));
         lab.wire(&vps, &["203.0.113.2/24"], &internet, &["203.0.113.1/24"]);
         vps.default_route("203.0.113.1");
-        let mut machines = vec![];
+        let (mut machines, mut line) = (vec![], None);
         for (i, name) in names.iter().enumerate() {
             let (host, nat) = (lab.host(name), lab.router(&format!("nat{i}")));
             lab.wire(&host, &["192.168.1.2/24"], &nat, &["192.168.1.1/24"]);
-            let wire =
-                lab.wire(&nat, &[&format!("198.51.{i}.2/24")], &internet, &[&format!("198.51.{i}.1/24")]);
+            let (here, there) = (format!("198.51.{i}.2/24"), format!("198.51.{i}.1/24"));
+            let outside = match slow.filter(|_| i == 0) {
+                Some(profile) => {
+                    let wire = lab.lossy(&nat, &[&here], &internet, &[&there], profile);
+                    line.insert(wire).a.clone()
+                }
+                None => lab.wire(&nat, &[&here], &internet, &[&there]).a,
+            };
             host.default_route("192.168.1.1");
             nat.default_route(&format!("198.51.{i}.1"));
-            nat.masquerade(&wire.a, true);
-            machines.push(Machine { host, directory: lab.directory().join(name) });
+            nat.masquerade(&outside, true);
+            machines.push(Machine { host, directory: lab.directory().join(name), environment: vec![] });
         }
         let state = lab.directory().join("relay").display().to_string();
         let program = Lab::binary("shadowmesh-relay");
@@ -157,7 +177,7 @@ impl Evening {
         let relay_arguments: Vec<String> = relay_arguments.iter().map(|a| (*a).to_owned()).collect();
         let relay = spawn_relay(&vps, &state, &relay_arguments);
         wait_for_relay(&vps);
-        Evening { machines, vps, state, relay, urls, relay_arguments, lab }
+        Evening { machines, vps, state, relay, urls, relay_arguments, line, lab }
     }
 
     /// The relay, started again; does not wait for it.

@@ -24,6 +24,7 @@ mod measured;
 mod members;
 mod process;
 mod profile;
+mod stream;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -37,6 +38,7 @@ pub use members::{Member, make_network};
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;
+pub use stream::{Streamed, stream};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -58,6 +60,7 @@ pub struct Wire {
 }
 
 /// A wire through a program that delays, loses, repeats and reorders.
+#[derive(Debug)]
 pub struct LossyWire {
     /// The interface on the first host.
     pub a: String,

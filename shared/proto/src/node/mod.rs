@@ -150,6 +150,8 @@ pub struct PeerStatus {
     pub suite: Option<Suite>,
     /// When the keys in use were made.
     pub keyed: Option<Time>,
+    /// Rekeys with it since this process began; and of those, how many both sides had started at once.
+    pub rekeys: (u64, u64),
     /// When it was last heard.
     pub last_rx: Option<Time>,
     /// Largest datagram to it, bytes.
@@ -372,6 +374,7 @@ impl Node {
                 loss: current.and(p.loss),
                 suite: current.map(|s| s.suite),
                 keyed: current.map(|s| s.established),
+                rekeys: p.rekeys,
                 last_rx: p.last_rx,
                 mtu: self.config.path_mtu,
                 skew: p.skew,

@@ -113,5 +113,7 @@ impl Session {
 /// little jitter so that a thousand sessions do not come at once.
 pub(super) fn rekey_after(interval: Duration, role: Role, always: bool, rng: &mut Rng) -> Duration {
     let base = if role == Role::Initiator || always { interval } else { interval + interval / 8 };
-    base + Duration::from_nanos(rng.below(u64::try_from(interval.as_nanos() / 32).unwrap_or(1).max(1)))
+    // Less than the way takes, where both are to meet.
+    let spread = if always { interval / 512 } else { interval / 32 };
+    base + Duration::from_nanos(rng.below(u64::try_from(spread.as_nanos()).unwrap_or(1).max(1)))
 }

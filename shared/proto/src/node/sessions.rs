@@ -205,7 +205,11 @@ impl Node {
             Role::Initiator => self.id,
             Role::Responder => self.peers[p as usize].node,
         };
-        let rekey_after = rekey_after(self.config.rekey, role, self.config.rekey_both, &mut self.rng);
+        let mut rekey_after = rekey_after(self.config.rekey, role, self.config.rekey_both, &mut self.rng);
+        if self.config.rekey_both && role == Role::Responder {
+            // The initiator has the session half a round trip later.
+            rekey_after += self.peers[p as usize].rtt.unwrap_or_default() / 2;
+        }
         let session = Session {
             id,
             role,
@@ -283,14 +287,18 @@ impl Node {
     pub(super) fn choose(&mut self, now: Time, p: PeerId, newer: SessionId) {
         let peer = &mut self.peers[p as usize];
         let first = peer.sending.is_none();
-        let (winner, loser) = match peer.current() {
-            None => (newer, None),
-            Some(s) if s.id == newer => return,
-            Some(s) => match peer.session(newer) {
-                Some(n) if s.yields_to(n) => (newer, Some(s.id)),
-                _ => (s.id, Some(newer)),
-            },
-        };
+        let (mut winner, mut loser) = (newer, None);
+        if let (Some(s), Some(n)) = (peer.current(), peer.session(newer)) {
+            if s.id == newer {
+                return;
+            }
+            (winner, loser) = if s.yields_to(n) { (newer, Some(s.id)) } else { (s.id, Some(newer)) };
+            if n.rank.depth > 0 {
+                let crossed = n.rank == s.rank;
+                peer.rekeys.0 += u64::from(!crossed);
+                peer.rekeys.1 += u64::from(crossed);
+            }
+        }
         peer.sending = Some(winner);
         peer.failures = 0;
         if let Some(way) = peer.session(winner).and_then(|s| s.way) {
