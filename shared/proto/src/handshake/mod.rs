@@ -13,6 +13,8 @@ mod transcript;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
 
 pub(crate) use fragments::Pieces;
 pub use initiator::{Credential, Finished, Initiator, InitiatorConfig, Progress, ResponderLeaf};

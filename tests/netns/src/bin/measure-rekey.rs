@@ -20,6 +20,9 @@ fn main() {
         rekey_every_two_seconds(&mut e, both);
         let before = rekeys(&e);
         let s = send(&e, 0.7 * best, seconds);
+        if s.lost > 0 {
+            tell_drops(&e);
+        }
         let after = rekeys(&e);
         let n = if both { after.1 - before.1 } else { after.0 - before.0 };
         let name = if both { "both ends start each rekey at once" } else { "rekey every 2 s" };
@@ -71,6 +74,18 @@ fn rekey_every_two_seconds(e: &mut Evening, both: bool) {
     wait_until("the first rekey", Duration::from_secs(20), || {
         (rekeys(e).0 + rekeys(e).1 > 0.0).then_some(())
     });
+}
+
+/// Where packets were dropped: by the programs, by the kernel before them.
+fn tell_drops(e: &Evening) {
+    for m in &e.machines {
+        println!("{}: {}", m.host.name(), m.json(&["status"])["networks"][0]["drops"]);
+    }
+    for host in e.machines.iter().map(|m| &m.host).chain([&e.vps]) {
+        let snmp = host.run("cat", &["/proc/net/snmp"]);
+        let udp: Vec<_> = snmp.lines().filter(|l| l.starts_with("Udp:")).collect();
+        println!("{}: {udp:?}\n{}", host.name(), host.run("ip", &["-s", "link"]));
+    }
 }
 
 /// Rekeys with the other machine, and of them those that both started at once.
