@@ -57,7 +57,7 @@ bench: deps ## measured promises on the shipped programs: joining, shares, memor
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
 	tests/fuzz/run
 
-formal: ## the symbolic models against what they are expected to prove (ProVerif, Verifpal)
+formal: ## the symbolic models against what they are expected to prove (Verifpal; ProVerif where it is installed)
 	tests/formal/run
 
 measured: ## all measured promises as a table; fails when one does not hold
