@@ -79,7 +79,9 @@ fn rekey_every_two_seconds(e: &mut Evening, both: bool) {
 /// Where packets were dropped: by the programs, by the kernel before them.
 fn tell_drops(e: &Evening) {
     for m in &e.machines {
-        println!("{}: {}", m.host.name(), m.json(&["status"])["networks"][0]["drops"]);
+        let log = m.log();
+        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        println!("{}: {}\n{tail:#?}", m.host.name(), m.json(&["status"])["networks"][0]["drops"]);
     }
     for host in e.machines.iter().map(|m| &m.host).chain([&e.vps]) {
         let snmp = host.run("cat", &["/proc/net/snmp"]);
