@@ -47,12 +47,13 @@ crash: deps ## SIGKILL to the relay under a ping, and to a client at CRASHES=200
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run
 
-bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshake cost (root)
+bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, a thousand clients (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
 	@mkdir -p target/measured
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bench
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-load
 	target/release/handshake-cost --report target/measured/bench-handshake.json
-	scripts/measured target/measured/bench.json target/measured/bench-handshake.json
+	scripts/measured target/measured/bench.json target/measured/bench-load.json target/measured/bench-handshake.json
 
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
 	tests/fuzz/run

@@ -24,19 +24,21 @@ mod measured;
 mod members;
 mod process;
 mod profile;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-pub use evening::{Evening, Machine};
+pub use evening::{Evening, Machine, make_relay, spawn_relay, wait_for_relay};
 pub use host::{Host, Ping};
 pub use measured::Measured;
 pub use members::{Member, make_network};
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;
+pub use usage::{cpu, metrics, rss};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 

@@ -42,7 +42,7 @@ impl Side {
     fn new() -> Self {
         let mut rng = Rng::from_seed([1; 32]);
         Side {
-            responder: Responder::new(SUITES.to_vec(), 100.0, Time(0), &mut rng),
+            responder: Responder::new(SUITES.to_vec(), 100.0, Bounds::default(), Time(0), &mut rng),
             contact: Contact::node(&NET, &R),
             leaf: ([8; 32], Arc::new(kem::SecretKey::generate().unwrap())),
             rng,
