@@ -67,9 +67,7 @@ impl Machine {
 
     /// The MAC address of its interface.
     pub fn mac(&self, interface: &str) -> String {
-        let said = self.host.ip(&format!("-j link show dev {interface}"));
-        let value: Value = serde_json::from_str(&said).unwrap_or_default();
-        value[0]["address"].as_str().unwrap_or_else(|| panic!("no address: {said}")).to_owned()
+        self.host.mac(interface).map(|b| format!("{b:02x}")).join(":")
     }
 
     /// Starts a command and does not wait for it.
