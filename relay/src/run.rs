@@ -299,7 +299,7 @@ impl Loop {
             }
             match stop {
                 SendStop::WouldBlock => {
-                    let fds: Vec<_> = self.udp.fds().map(|fd| (fd, Interest::Write)).collect();
+                    let fds: Vec<_> = self.udp.sending_fds().map(|fd| (fd, Interest::Write)).collect();
                     let _either_way = Poller::new().wait(&fds, Some(Duration::from_millis(5)));
                 }
                 SendStop::NoBuffers => std::thread::sleep(Duration::from_micros(500)),

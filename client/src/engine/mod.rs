@@ -303,9 +303,10 @@ impl Loop {
                 timeout = timeout.min(BUFFERS_FULL);
             }
             let mut fds = vec![(std::os::fd::AsFd::as_fd(&self.waker), Interest::Read)];
-            let wait_to_write = self.out.stopped == Some(SendStop::WouldBlock);
-            let interest = if wait_to_write { Interest::ReadWrite } else { Interest::Read };
-            fds.extend(self.udp.fds().map(|fd| (fd, interest)));
+            fds.extend(self.udp.fds().map(|fd| (fd, Interest::Read)));
+            if self.out.stopped == Some(SendStop::WouldBlock) {
+                fds.extend(self.udp.sending_fds().map(|fd| (fd, Interest::Write)));
+            }
             // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
             if !held {
                 fds.push((std::os::fd::AsFd::as_fd(&self.tap), Interest::Read));

@@ -38,12 +38,13 @@ fn batches_over_both_families_keep_sender_bytes_and_order() {
             if from.is_ipv4() { &mut got4 } else { &mut got6 }.push(bytes.to_vec());
         }
     }
+    // In order, among those of sessions and among the others.
+    let divided = |list: &[Vec<u8>]| list.iter().cloned().partition::<Vec<_>, _>(|p| p[0] >= 0x80);
     let expect = |six: bool| {
         let of = payloads.iter().enumerate().filter(|(i, _)| (i % 3 == 0) == six);
-        of.map(|(_, p)| p.clone()).collect::<Vec<_>>()
+        divided(&of.map(|(_, p)| p.clone()).collect::<Vec<_>>())
     };
-    assert_eq!(got4, expect(false));
-    assert_eq!(got6, expect(true));
+    assert!(divided(&got4) == expect(false) && divided(&got6) == expect(true));
     assert_eq!(b.recv_batch(&mut batch).unwrap(), 0);
     assert!(batch.is_empty() && batch.iter().next().is_none());
 }
@@ -170,4 +171,40 @@ fn buffers_are_large_and_the_receive_order_is_fair() {
     if nix::unistd::geteuid().is_root() {
         assert!(size >= 2 * BUFFER, "{size}");
     }
+}
+
+/// A flood of what any stranger can send fills its own queue, and sessions do not wait behind it; nor do strangers behind
+/// a flood of what claims to be of sessions.
+#[test]
+fn strangers_and_sessions_do_not_fill_each_others_queue() {
+    for (flood, single) in
+        [([0x41; 1200], [0xc1; 1200]), ([0x80; 1200], [0x43; 1200]), ([0xc1; 1200], [0; 1200])]
+    {
+        let (a, b) = (both(), both());
+        for to in b.local_addrs() {
+            let mut batch = RecvBatch::new(64, 2048);
+            let many = vec![(to, &flood[..]); 64];
+            // Far more than a queue holds.
+            for _ in 0..500 {
+                a.send_batch(&many, &mut |_, e| panic!("{e:?}"));
+            }
+            a.send_to(to, &single).unwrap();
+            let mut calls = 0;
+            loop {
+                assert!(b.recv_batch(&mut batch).unwrap() > 0, "it is lost");
+                calls += 1;
+                if batch.iter().any(|(_, bytes)| bytes == single) {
+                    break;
+                }
+            }
+            assert!(calls <= if single[0] >= 0x80 { 1 } else { STRANGERS_EVERY }, "{calls} calls");
+            while b.recv_batch(&mut batch).unwrap() > 0 {}
+        }
+    }
+    // The empty ones, too, are a stranger's.
+    let (a, b) = (both(), both());
+    a.send_to(b.local_addrs()[0], &[]).unwrap();
+    wait(&b);
+    let mut batch = RecvBatch::new(64, 2048);
+    assert_eq!(b.recv_batch(&mut batch).unwrap(), 1);
 }

@@ -74,11 +74,11 @@ impl Session {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let receiver = scope.spawn(|| {
-                on_core(SPARE_CORE, true);
+                on_core(SPARE_CORE, false);
                 self.receive(&done)
             });
             let sender = scope.spawn(|| {
-                on_core(SPARE_CORE, true);
+                on_core(SPARE_CORE, false);
                 self.send(rate, during)
             });
             let (sent, since) = sender.join().expect("the sender");

@@ -60,7 +60,7 @@ impl Stranger {
 
     /// Keeps its core busy and sends nothing.
     pub fn spin(&self, during: Duration) {
-        on_core(SPARE_CORE, false);
+        on_core(SPARE_CORE, true);
         let end = self.clock.now() + during;
         while self.clock.now() < end {
             std::hint::spin_loop();
@@ -72,11 +72,11 @@ impl Stranger {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
-                on_core(SPARE_CORE, true);
+                on_core(SPARE_CORE, false);
                 self.watch(deck, &done)
             });
             let sender = scope.spawn(|| {
-                on_core(SPARE_CORE, false);
+                on_core(SPARE_CORE, true);
                 self.send(deck, during)
             });
             let (sent, took) = sender.join().expect("the stranger");
