@@ -109,7 +109,21 @@ pub struct Dealer<'a> {
     pub own: Ipv4Addr,
     /// MAC addresses: the router's, the stranger's.
     pub macs: [[u8; 6]; 2],
+    /// Kinds of datagrams, of [`KINDS`].
+    pub kinds: &'a [usize],
 }
+
+/// Kinds of datagrams.
+pub const KINDS: [&str; 8] = [
+    "random",
+    "random behind a true first byte",
+    "replayed",
+    "replayed",
+    "replayed with bits flipped",
+    "replayed with bits flipped",
+    "HELLO",
+    "RESPONSE, LEAF_REQUEST and by relay, with bad cookies and MACs",
+];
 
 /// Datagrams in frames, ready to be sent.
 pub struct Deck {
@@ -160,7 +174,7 @@ impl Dealer<'_> {
         let to = target.address;
         let random = |rng: &mut Rng, len: u64| -> Vec<u8> { (0..len).map(|_| rng.u64() as u8).collect() };
         let any = rng.below(MOST + 1);
-        match rng.below(8) {
+        match self.kinds[rng.below(self.kinds.len() as u64) as usize] {
             0 => (None, to, random(rng, any)),
             // Random behind a first byte that something begins with, often of a length that something has.
             1 => {
