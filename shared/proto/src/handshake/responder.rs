@@ -140,6 +140,8 @@ pub struct Responder {
     suites: Vec<Suite>,
     /// Bits of the puzzle that CHALLENGE asks for; set by the caller under load.
     pub puzzle: u8,
+    /// Decapsulations since the start, those of RESPONSEs that then did not open included: what load is judged by.
+    pub decapsulations: u64,
     bounds: Bounds,
 }
 
@@ -155,6 +157,7 @@ impl Responder {
             answered: HashMap::new(),
             suites,
             puzzle: 0,
+            decapsulations: 0,
             bounds,
         }
     }
@@ -295,6 +298,7 @@ impl Responder {
             ct1: &response.ct1[..],
         }
         .hash();
+        self.decapsulations += 1;
         let ss1 = leaf.decapsulate(&response.ct1).map_err(|_| DropReason::BadHandshake)?;
         let stage1 = Stage1::new(h1, &ss1, local.contact.mix.as_ref());
         let credential = stage1
