@@ -52,6 +52,8 @@ pub enum Interest {
     Read,
     /// Until it can be written (after a send that would have blocked).
     Write,
+    /// Either.
+    ReadWrite,
 }
 
 /// What became ready, by the position in the list given to [`Poller::wait`].
@@ -139,6 +141,7 @@ fn flags(interest: Interest) -> PollFlags {
     match interest {
         Interest::Read => PollFlags::POLLIN,
         Interest::Write => PollFlags::POLLOUT,
+        Interest::ReadWrite => PollFlags::POLLIN | PollFlags::POLLOUT,
     }
 }
 
@@ -189,7 +192,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut poller = Poller::new();
-        let wait = [(waker.as_fd(), Interest::Read), (a.as_fd(), Interest::Write)];
+        let wait = [(waker.as_fd(), Interest::Read), (a.as_fd(), Interest::ReadWrite)];
         let ready = poller.wait(&wait, None).unwrap();
         assert!(!ready.readable(0) && !ready.readable(1) && ready.writable(1));
         drop(b);
