@@ -10,8 +10,8 @@
 //!
 //! Behind each address are two sockets, between which the kernel divides what arrives by its first byte: what claims to
 //! belong to a session (the top bit is set: data, by relay), and all else, which any stranger can send. So a flood of the
-//! second kind fills a queue of its own, and not the one that sessions wait in; and what does not fit there is dropped by
-//! the kernel before it costs this process anything.
+//! second kind fills a queue of its own, and not the one that sessions wait in; and what is not taken from there
+//! ([`crate::ration`]) is dropped by the kernel before it costs this process anything.
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -28,11 +28,24 @@ pub const BATCH: usize = 64;
 
 /// Asked of the kernel for each direction of each socket.
 const BUFFER: usize = 4 << 20;
-/// Strangers come first in one of so many calls: a flood of what claims to be of a session does not keep new ones out.
-const STRANGERS_EVERY: usize = 8;
-/// Part of a batch that strangers get in any call. What they send costs most (an answered HELLO 10 us), and between two
-/// calls the caller looks at everything else.
-const STRANGERS_PART: usize = 4;
+/// Which of the two queues behind an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// What claims to be of a session; all, where the kernel does not divide.
+    Sessions,
+    /// What is left: handshakes, and anything.
+    Strangers,
+    /// One after the other.
+    Both,
+}
+
+impl Queue {
+    fn of(self, socket: &Socket) -> impl Iterator<Item = &OwnedFd> {
+        let sessions = (self != Queue::Strangers).then_some(&socket.fd);
+        let strangers = if self == Queue::Sessions { None } else { socket.strangers.as_ref() };
+        sessions.into_iter().chain(strangers)
+    }
+}
 
 /// Why a socket could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -146,15 +159,10 @@ impl Udp {
         self.sockets.iter().map(|s| s.local).collect()
     }
 
-    /// The descriptors that can be written again when they are ready to (after [`SendStop::WouldBlock`]).
-    pub fn sending_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(|s| s.fd.as_fd())
-    }
-
-    /// The descriptors to wait on for something to read.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let strangers = self.sockets.iter().filter_map(|s| s.strangers.as_ref());
-        self.sockets.iter().map(|s| &s.fd).chain(strangers).map(AsFd::as_fd)
+    /// The descriptors to wait on for something to read. Those of [`Queue::Sessions`] are also the ones that send, to wait
+    /// on after [`SendStop::WouldBlock`].
+    pub fn fds(&self, queue: Queue) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().flat_map(move |s| queue.of(s)).map(AsFd::as_fd)
     }
 
     /// Whether a socket can send to this family.
@@ -166,38 +174,17 @@ impl Udp {
         self.sockets.iter().position(|s| s.local.is_ipv4() == to.is_ipv4())
     }
 
-    /// Takes what has arrived, up to the batch's size, from all sockets: what claims to be of sessions first, then a
-    /// quarter of a batch of the rest. An empty batch: nothing is there. Errors that ICMP left on a socket are not errors;
-    /// one that is returned means the socket is broken.
-    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+    /// Takes what has arrived, up to the batch's size, from all sockets. An empty batch: nothing is there. Errors that ICMP
+    /// left on a socket are not errors; one that is returned means the socket is broken.
+    pub fn recv_batch(&self, batch: &mut RecvBatch, queue: Queue) -> io::Result<usize> {
         batch.len = 0;
+        // Another address first each time, so that a flood on one does not starve the other.
         batch.turn = batch.turn.wrapping_add(1);
-        let (all, part) = (batch.capacity(), batch.capacity().div_ceil(STRANGERS_PART));
-        let first = batch.turn.is_multiple_of(STRANGERS_EVERY);
-        if first {
-            self.recv_from(batch, part, |s| s.strangers.as_ref())?;
-        }
-        self.recv_from(batch, all, |s| Some(&s.fd))?;
-        if !first {
-            self.recv_from(batch, all.min(batch.len + part), |s| s.strangers.as_ref())?;
-        }
-        Ok(batch.len)
-    }
-
-    /// Fills the batch up to `most` from one kind of the sockets.
-    fn recv_from(
-        &self,
-        batch: &mut RecvBatch,
-        most: usize,
-        kind: impl Fn(&Socket) -> Option<&OwnedFd>,
-    ) -> io::Result<()> {
-        let n = self.sockets.len();
-        for i in 0..n {
-            // Another address first each time, so that a flood on one does not starve the other.
-            let Some(fd) = kind(&self.sockets[(batch.turn + i) % n]) else { continue };
+        let (first, n) = (batch.turn, self.sockets.len());
+        for fd in (0..n).flat_map(|i| queue.of(&self.sockets[(first + i) % n])) {
             let mut tries = 0;
-            while batch.len < most {
-                match mmsg::recv(fd.as_fd(), batch, most) {
+            while batch.len < batch.capacity() {
+                match mmsg::recv(fd.as_fd(), batch) {
                     Ok(_) => break,
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR) => {}
@@ -207,7 +194,7 @@ impl Udp {
                 }
             }
         }
-        Ok(())
+        Ok(batch.len)
     }
 
     /// Sends a list of datagrams in order. `refused` is told of each that was not sent while the rest went

@@ -60,10 +60,10 @@ pub fn divide(second: &OwnedFd) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Appends what a socket has to the batch, until that holds `most`; leaves out (and counts) what was cut.
-pub fn recv(fd: BorrowedFd<'_>, batch: &mut RecvBatch, most: usize) -> nix::Result<usize> {
+/// Appends what a socket has to the batch; leaves out (and counts) what was cut.
+pub fn recv(fd: BorrowedFd<'_>, batch: &mut RecvBatch) -> nix::Result<usize> {
     let start = batch.len;
-    let room = most.min(batch.capacity()).saturating_sub(start).min(BATCH);
+    let room = (batch.capacity() - start).min(BATCH);
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.
