@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash hostile
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ bench: deps ## measured promises on the shipped programs: joining, shares, memor
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-load
 	target/release/handshake-cost --report target/measured/bench-handshake.json
 	scripts/measured target/measured/bench.json target/measured/bench-load.json target/measured/bench-handshake.json
+
+hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SECONDS=60 with and without (root, two cores)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-hostile || { scripts/measured target/measured/hostile.json; exit 1; }
+	scripts/measured target/measured/hostile.json
 
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
 	tests/fuzz/run
