@@ -38,7 +38,7 @@ pub use members::{Member, make_network};
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;
-pub use usage::{cpu, metrics, rss};
+pub use usage::{cpu, metrics, rss, udp_arrived};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 

@@ -24,6 +24,17 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_nanos(tasks.filter_map(|t| of(t.path())).sum())
 }
 
+/// UDP datagrams over IPv4 that came to sockets of a process's network namespace, those that found a full queue included
+/// (`/proc/net/snmp`: `InDatagrams`, `RcvbufErrors`).
+pub fn udp_arrived(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/net/snmp")).unwrap_or_default();
+    let mut lines = text.lines().filter_map(|l| l.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let wanted =
+        names.split(' ').zip(values.split(' ')).filter(|(n, _)| ["InDatagrams", "RcvbufErrors"].contains(n));
+    wanted.filter_map(|(_, v)| v.parse::<f64>().ok()).sum()
+}
+
 /// A relay's `/metrics` by name and labels, without their common prefix; asked on its own host.
 pub fn metrics(relay: &Host, address: &str) -> BTreeMap<String, f64> {
     let text = relay.enter(|| {

@@ -18,14 +18,14 @@ mod session;
 mod stranger;
 
 use crate::deck::{Captured, Dealer, KINDS, Target, capture};
-use crate::session::{Counted, Session};
+use crate::session::{Counted, Session, newcomers};
 use crate::stranger::{Replies, Stranger};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 use shadowmesh_identity::{NetworkId, NodeId, RelayUrl};
 use shadowmesh_netns_tests::{
-    Evening, Host, Lab, Machine, Measured, cpu, make_relay, metrics, rss, spawn_relay, wait_for_relay,
-    wait_until,
+    Evening, Host, Lab, Machine, Measured, cpu, make_relay, metrics, rss, spawn_relay, udp_arrived,
+    wait_for_relay, wait_until,
 };
 use shadowmesh_proto::Rng;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -175,7 +175,9 @@ struct Hostile<'a> {
     sent: u64,
     took: Duration,
     replies: Replies,
-    reached: f64,
+    arrived: f64,
+    read: f64,
+    newcomers: Vec<Option<f64>>,
 }
 
 impl Hostile<'_> {
@@ -206,7 +208,9 @@ impl Hostile<'_> {
             sent: 0,
             took: Duration::ZERO,
             replies: Replies::default(),
-            reached: 0.0,
+            arrived: 0.0,
+            read: 0.0,
+            newcomers: vec![],
         }
     }
 
@@ -224,11 +228,16 @@ impl Hostile<'_> {
         let deck = Dealer { targets, captured: &captured, own, macs, kinds: &self.kinds }.deal(&mut self.rng);
         let products = self.scene.products();
         let used = || -> Vec<Duration> { products.iter().map(|(_, p)| cpu(*p)).collect() };
-        let (before, received) = (used(), self.received());
-        let (flooded, (sent, took, replies)) = std::thread::scope(|scope| {
+        let arrived = || -> f64 { products.iter().map(|(_, p)| udp_arrived(*p)).sum() };
+        let (before, came, read) = (used(), arrived(), self.read());
+        let url: RelayUrl = self.scene.evening.urls[0].parse().expect("a relay's URL");
+        let host = &self.scene.evening.machines[0].host;
+        let (flooded, (sent, took, replies), newcomers) = std::thread::scope(|scope| {
+            let newcomers = scope.spawn(|| newcomers(host, &url, RELAY.into(), during));
             let stranger = scope.spawn(|| who.flood(&deck, during));
             let counted = self.session.run(self.rate, during);
-            (counted, stranger.join().expect("the stranger"))
+            let newcomers = newcomers.join().expect("the newcomers");
+            (counted, stranger.join().expect("the stranger"), newcomers)
         });
         let shares: Vec<String> = products
             .iter()
@@ -251,7 +260,10 @@ impl Hostile<'_> {
             "  replies {}, largest {} B, larger than asked {}, more than asked {}, stray {}",
             replies.seen, replies.largest, replies.larger, replies.more, replies.stray
         );
-        self.reached += self.received() - received;
+        // Each of the session's comes to the relay, to the other client's port and to who it is for.
+        self.arrived += arrived() - came - 3.0 * flooded.received as f64;
+        self.read += self.read() - read - flooded.received as f64;
+        self.newcomers.extend(newcomers);
         self.calm.add(calm);
         self.flooded.add(flooded);
         self.sent += sent;
@@ -264,7 +276,7 @@ impl Hostile<'_> {
     }
 
     /// Datagrams that the relay has taken from its sockets.
-    fn received(&self) -> f64 {
+    fn read(&self) -> f64 {
         let all = metrics(&self.scene.evening.vps, HTTP);
         all.get("datagrams_received_total").copied().unwrap_or_default()
     }
@@ -331,15 +343,22 @@ impl Hostile<'_> {
                 machine.json(&["status"])["networks"][0]["drops"]
             );
         }
-        let share = self.reached / (self.sent as f64);
+        let share = self.arrived / self.sent as f64;
+        line("arrived", "of what the stranger sent, part that arrived", share, "x", "> 0.9", share > 0.9);
+        line("read", "of it, read by the relay", self.read / self.sent as f64, "x", "", true);
+        let mut came: Vec<f64> = self.newcomers.iter().flatten().copied().collect();
+        came.sort_by(f64::total_cmp);
+        let (asked, part) = (self.newcomers.len().max(1), came.len() as f64 * 100.0);
         line(
-            "reached",
-            "datagrams that the relay read, of all sent by the stranger",
-            share,
-            "x",
-            "> 0.2",
-            share > 0.2,
+            "newcomers",
+            "newcomers that get a session with the relay meanwhile",
+            part / asked as f64,
+            "%",
+            "",
+            true,
         );
+        let middle = came.get(came.len() / 2).copied().unwrap_or_default();
+        line("newcomers-time", "and how long it takes them, median", middle, "ms", "", true);
         all
     }
 }

@@ -3,7 +3,11 @@
 use crate::{SPARE_CORE, on_core};
 use nix::sys::socket::{setsockopt, sockopt};
 use shadowmesh_host::clock::Clock;
-use shadowmesh_netns_tests::Machine;
+use shadowmesh_identity::RelayUrl;
+use shadowmesh_netns_tests::{Host, Machine};
+use shadowmesh_proto::handshake::Credential;
+use shadowmesh_test_clients::Clients;
+use shadowmesh_wire::control::Control;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,8 +17,34 @@ const SIZE: usize = 512;
 /// Datagrams sent at once at most: when the sender itself was kept from the processor, it does not make up for it, since
 /// what is lost in a burst of its making is not the product's to answer for.
 const BURST: u64 = 64;
+/// A newcomer gives up then.
+const GIVES_UP: Duration = Duration::from_secs(3);
+/// Between newcomers.
+const BETWEEN: Duration = Duration::from_millis(200);
 /// What is under way is waited for so long.
 const REST: Duration = Duration::from_millis(700);
+
+/// Who comes to the relay meanwhile, one after the other: how long until each has a session, milliseconds; `None` for who
+/// gave up.
+pub fn newcomers(host: &Host, url: &RelayUrl, relay: SocketAddr, during: Duration) -> Vec<Option<f64>> {
+    on_core(SPARE_CORE, false);
+    host.enter(|| {
+        let mut clients = Clients::new(url, &[relay]);
+        let (clock, mut took) = (clients.clock, vec![]);
+        while clock.now() + GIVES_UP < during {
+            let began = clock.now();
+            let n = clients.add(Credential::Anonymous, SocketAddr::from(([0, 0, 0, 0], 0)));
+            while clients.all[n].link.rtt().is_none() && clock.now() < began + GIVES_UP {
+                clients.turn(Duration::from_millis(5));
+            }
+            took.push(clients.all[n].link.rtt().map(|_| (clock.now() - began).as_secs_f64() * 1e3));
+            clients.say(n, &Control::Bye);
+            clients.all.clear();
+            std::thread::sleep(BETWEEN);
+        }
+        took
+    })
+}
 
 /// A sender on one machine and a receiver on another.
 pub struct Session {
