@@ -69,9 +69,7 @@ impl Machine {
 
     /// The MAC address of its interface.
     pub fn mac(&self, interface: &str) -> String {
-        let said = self.host.ip(&format!("-j link show dev {interface}"));
-        let value: Value = serde_json::from_str(&said).unwrap_or_default();
-        value[0]["address"].as_str().unwrap_or_else(|| panic!("no address: {said}")).to_owned()
+        self.host.mac(interface).map(|b| format!("{b:02x}")).join(":")
     }
 
     /// Starts a command and does not wait for it.
@@ -170,10 +168,7 @@ impl Evening {
             machines.push(Machine { host, directory: lab.directory().join(name), environment: vec![] });
         }
         let state = lab.directory().join("relay").display().to_string();
-        let program = Lab::binary("shadowmesh-relay");
-        let said =
-            vps.run(&program, &["init", "--public", "203.0.113.2", "--tokens", "2", "--state", &state]);
-        let urls = said.split_whitespace().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect();
+        let urls = make_relay(&vps, &state, "203.0.113.2");
         let relay_arguments: Vec<String> = relay_arguments.iter().map(|a| (*a).to_owned()).collect();
         let relay = spawn_relay(&vps, &state, &relay_arguments);
         wait_for_relay(&vps);
@@ -210,13 +205,22 @@ impl Evening {
     }
 }
 
-fn spawn_relay(vps: &Host, state: &str, more: &[String]) -> Process {
+/// Makes a relay's state; gives two URLs, each good once.
+pub fn make_relay(vps: &Host, state: &str, public: &str) -> Vec<String> {
+    let arguments = ["init", "--public", public, "--tokens", "2", "--state", state];
+    let said = vps.run(Lab::binary("shadowmesh-relay"), &arguments);
+    said.split_whitespace().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect()
+}
+
+/// Starts a relay whose state was made, with more arguments for `run`; does not wait for it.
+pub fn spawn_relay(vps: &Host, state: &str, more: &[String]) -> Process {
     let mut arguments = vec!["run", "--allow-root", "--state", state];
     arguments.extend(more.iter().map(String::as_str));
     vps.spawn("relay", Lab::binary("shadowmesh-relay"), &arguments, &[])
 }
 
-fn wait_for_relay(vps: &Host) {
+/// Returns when the relay has its socket.
+pub fn wait_for_relay(vps: &Host) {
     wait_until("the relay's socket", Duration::from_secs(10), || {
         vps.run("ss", &["-lun"]).contains(":443").then_some(())
     });

@@ -19,7 +19,7 @@ mod switch;
 mod sync;
 
 use crate::batch::{Drops, Plain, Upcall};
-use crate::handshake::{Credential, Responder, Source};
+use crate::handshake::{Bounds, Credential, Responder, Source};
 use crate::snapshot::{Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
 use crate::work::{Work, WorkDone};
 use crate::{LaneStats, Rng, Sealer, Time};
@@ -235,7 +235,7 @@ impl Node {
             flood: vec![],
             unreached: false,
         });
-        let responder = Responder::new(config.suites.clone(), 20.0, now, &mut rng);
+        let responder = Responder::new(config.suites.clone(), 20.0, Bounds::default(), now, &mut rng);
         let fragment_id = rng.u64() as u32;
         let mut node = Node {
             contact: crate::handshake::Contact::node(&network.0, &id.0),
