@@ -155,7 +155,7 @@ fn path(machine: &Machine, peer: &str) -> String {
 
 /// What one revocation came to, seconds.
 struct Cut {
-    /// From the end of `revoke` to the last packet at a member that the news could reach, the slowest.
+    /// From the start of `revoke` to the last packet at a member that the news could reach, the slowest.
     reachable: f64,
     /// From the first packet that came in again to the last one of the stream.
     partitioned: f64,
@@ -185,8 +185,8 @@ fn revoke(e: &Evening, partition: Duration) -> Cut {
     std::thread::sleep(SECONDS(2));
     // What follows is sooner than the revoked one's link can notice that nothing comes any more.
     block(&e.routers[3], "ip saddr 203.0.113.2");
+    let asked = clock.now();
     admin.must(&["revoke", "gone", "--yes"]);
-    let returned = clock.now();
     std::thread::sleep(partition);
     let hidden = arrivals[2].last();
     assert!(

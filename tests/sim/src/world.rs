@@ -130,6 +130,8 @@ pub struct World {
     /// Datagrams for which it says yes are lost: from where, and what.
     pub filter: Option<fn(SocketAddr, &[u8]) -> bool>,
     counts: HashMap<(SocketAddr, u8), u64>,
+    /// When a datagram of one came to another, the first since this was cleared.
+    pub first: HashMap<(SocketAddr, SocketAddr), Time>,
     /// Frames that came out and are not numbered: where, and what.
     pub taken: Vec<(usize, Vec<u8>)>,
     /// Print what is sent and lost.
@@ -173,6 +175,7 @@ impl World {
             events: vec![],
             filter: None,
             counts: HashMap::new(),
+            first: HashMap::new(),
             taken: vec![],
             trace: false,
             datagrams: 0,
@@ -562,6 +565,7 @@ impl World {
 
     fn arrive(&mut self, mut f: Flight) {
         let now = self.now;
+        self.first.entry((f.from, f.to)).or_insert(now);
         if f.to == relay_address() {
             let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return };
             if let Some(to) = core.handle_in_place(now, f.from, &mut f.bytes) {

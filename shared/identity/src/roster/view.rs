@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use shadowmesh_crypto::Hash;
+
 use super::{Entry, Roster, Slot};
 use crate::{
     HostPort, NodeId, address,
@@ -142,6 +144,14 @@ impl Roster {
             }
         }
         relays.into_iter().filter_map(|(relay, fact)| Some((relay, fact.access()?))).collect()
+    }
+
+    /// Ids of the tombstones that count, the newest first, at most so many.
+    pub fn newest_tombstones(&self, most: usize) -> Vec<Hash> {
+        let mut ended: Vec<&Fact> =
+            self.members.values().filter_map(|entry| entry.revoked.as_ref()).collect();
+        ended.sort_by_key(|fact| std::cmp::Reverse((fact.seq(), fact.id())));
+        ended.into_iter().take(most).map(Fact::id).collect()
     }
 
     /// Where a relay listens, if the network may use it.

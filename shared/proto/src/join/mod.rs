@@ -182,6 +182,7 @@ impl AtRelay {
                     return Some(Relayed::Down);
                 }
                 LinkEvent::Failed => self.failures += 1,
+                LinkEvent::Back => {}
                 LinkEvent::Control(c) => return Some(Relayed::Control(c)),
             }
         }

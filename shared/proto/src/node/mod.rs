@@ -387,6 +387,15 @@ impl Node {
 
     /// What an opener could not decide.
     pub fn handle_upcall(&mut self, now: Time, upcall: Upcall<'_>) {
+        let by_relay = match &upcall {
+            Upcall::Typed { source: Source::Relay { relay, .. }, .. } => Some(*relay),
+            Upcall::Plain(Plain { source: Source::Relay { relay, .. }, .. }) => Some(*relay),
+            Upcall::FromRelay { relay, .. } => Some(*relay),
+            _ => None,
+        };
+        if let Some(relay) = by_relay {
+            self.nudge_link(now, relay as usize);
+        }
         let result = match upcall {
             Upcall::Typed { source, packet } => self.handle_typed(now, source, packet),
             Upcall::Plain(plain) => self.handle_plain(now, plain),

@@ -5,7 +5,7 @@ use crate::Time;
 use crate::handshake::{Credential, ResponderLeaf};
 use crate::relay_leg::RelayLeg;
 use crate::relay_link::{LinkEvent, RelayLink};
-use crate::snapshot::Install;
+use crate::snapshot::{Install, Route};
 use shadowmesh_identity::{HostPort, Location, NodeId};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
@@ -16,12 +16,15 @@ use std::time::Duration;
 
 /// Links kept at once.
 const MAX_LINKS: usize = 8;
+/// After so long without this node its peers may have ended their sessions with it.
+const GIVEN_UP: Duration = Duration::from_secs(8);
 
 /// A relay link and what the roster says of its relay.
 pub(super) struct Link {
     link: RelayLink,
     place: HostPort,
     generation: (u32, [u8; 32]),
+    down_since: Option<Time>,
 }
 
 impl Link {
@@ -90,7 +93,8 @@ impl Node {
             let link =
                 RelayLink::new(relay.0, address, credential, self.config.suites.clone(), self.instance, now);
             let number = known.unwrap_or(self.links.len());
-            let link = Link { link, place: place.clone(), generation: (generation, secret) };
+            let link =
+                Link { link, place: place.clone(), generation: (generation, secret), down_since: None };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),
@@ -127,6 +131,14 @@ impl Node {
     pub(super) fn link_timeout(&mut self, now: Time, i: usize) {
         self.links[i].link.handle_timeout(now, &mut self.rng);
         self.drain_link(now, i);
+    }
+
+    /// Something came by a relay, whether or not its link stands.
+    pub(super) fn nudge_link(&mut self, now: Time, i: usize) {
+        if self.links.get(i).is_some_and(|l| !l.is_up()) {
+            self.links[i].link.nudge(now, &mut self.rng);
+            self.drain_link(now, i);
+        }
     }
 
     /// A typed packet that may be a relay's answer; `false` when it is not.
@@ -184,7 +196,14 @@ impl Node {
                     self.relay_up(now, i, grant, address, &up, down);
                     self.events.push_back(Event::RelayUp(relay));
                 }
+                LinkEvent::Back => {
+                    // What came meanwhile is lost.
+                    for p in self.peers_by(i) {
+                        self.peers[p].sync_now(now);
+                    }
+                }
                 LinkEvent::Down(_) => {
+                    self.links[i].down_since = Some(now);
                     self.dirty = true;
                     self.events.push_back(Event::RelayDown(relay));
                 }
@@ -230,11 +249,30 @@ impl Node {
         self.refresh_own(now);
         self.forget_locators(relay);
         self.open_locators(now);
+        let down_since = self.links[i].down_since.take();
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
             peer.next_try = peer.next_try.min(now);
             peer.next_ping = peer.next_ping.min(now);
             peer.unanswered = 0;
         }
+        let Some(since) = down_since else { return };
+        for p in self.peers_by(i) {
+            // Nothing that was said meanwhile has arrived; and whom we were away from for long has given us up, so that
+            // an opening is tried beside the session at once, where a session is wanted.
+            let wanted = self.wants_session(&self.peers[p]);
+            let peer = &mut self.peers[p];
+            peer.sync_now(now);
+            if wanted && now.since(since) >= GIVEN_UP {
+                peer.unanswered = super::alive::SUSPECT;
+            }
+        }
+    }
+
+    /// Peers whose session goes by this relay.
+    fn peers_by(&self, link: usize) -> Vec<usize> {
+        let by =
+            |p: &super::Peer| matches!(p.route, Some(Route::Relay { relay, .. }) if relay as usize == link);
+        (0..self.peers.len()).filter(|p| self.peers[*p].sending.is_some() && by(&self.peers[*p])).collect()
     }
 }

@@ -300,7 +300,7 @@ impl Node {
         }
         peer.unanswered = 0;
         peer.next_ping = if first { now } else { peer.next_ping.min(now + PING_ACTIVE) };
-        peer.next_sync = Some(now);
+        peer.sync_now(now);
         if let Some(loser) = loser.and_then(|l| peer.session_mut(l)) {
             loser.retire_at = Some(now + GRACE);
             loser.confirm = None;
@@ -364,6 +364,8 @@ impl Node {
         for id in all {
             self.remove_session(p, id);
         }
+        // The next session begins with a comparison of all.
+        self.peers[p as usize].untold.clear();
         if was {
             self.events.push_back(Event::PeerDown(self.peers[p as usize].node, why));
         }
@@ -398,6 +400,10 @@ impl Node {
     fn heard_from(&mut self, now: Time, p: PeerId) {
         let peer = &mut self.peers[p as usize];
         peer.last_rx = Some(now);
+        if peer.unanswered > 1 {
+            // Something was lost, and a revocation may be what it was.
+            peer.sync_now(now);
+        }
         peer.unanswered = 0;
         if let Some(Route::Relay { relay, .. }) = peer.route
             && let Some(l) = self.links.get_mut(relay as usize)
