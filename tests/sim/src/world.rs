@@ -117,6 +117,8 @@ pub struct World {
     pub weather: Weather,
     /// Pairs of addresses that cannot reach each other now.
     pub cut: HashSet<(SocketAddr, SocketAddr)>,
+    /// Who hears nothing from now on.
+    pub deaf: HashSet<SocketAddr>,
     /// Of the numbered frames.
     pub judge: Judge,
     setup: Setup,
@@ -167,6 +169,7 @@ impl World {
             joiners: vec![],
             weather,
             cut: HashSet::new(),
+            deaf: HashSet::new(),
             judge: Judge::default(),
             flights: BinaryHeap::new(),
             in_flight: HashMap::new(),
@@ -367,6 +370,11 @@ impl World {
         self.counts.get(&(from, first)).copied().unwrap_or(0)
     }
 
+    /// Datagrams that somebody has sent.
+    pub fn datagrams_of(&self, from: SocketAddr) -> u64 {
+        self.counts.iter().filter(|((f, _), _)| *f == from).map(|(_, n)| n).sum()
+    }
+
     /// Data packets that somebody has sent, not by relay.
     pub fn sent_data(&self, from: SocketAddr) -> u64 {
         self.counts.iter().filter(|((f, b), _)| *f == from && b >> 6 == 0b10).map(|(_, n)| n).sum()
@@ -565,6 +573,9 @@ impl World {
 
     fn arrive(&mut self, mut f: Flight) {
         let now = self.now;
+        if self.deaf.contains(&f.to) {
+            return;
+        }
         self.first.entry((f.from, f.to)).or_insert(now);
         if f.to == relay_address() {
             let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return };

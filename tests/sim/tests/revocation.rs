@@ -3,7 +3,7 @@
 
 use shadowmesh_identity::fact::Reason;
 use shadowmesh_proto::Time;
-use shadowmesh_sim::cast::relay_address;
+use shadowmesh_sim::cast::{CAST, EPOCH, relay_address};
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -72,6 +72,10 @@ fn behind_a_partition_of_known_addresses() {
             w.run(Duration::from_secs(if busy { 3 } else { 90 }));
             let away = [address(0), address(1)];
             part(&mut w, &away);
+            // The revoked one is not to hear it either: it would end by itself.
+            for a in away {
+                w.cut.insert((a, address(GONE)));
+            }
             w.run(MS(100));
             revoke(&mut w);
             let mut last = 0;
@@ -145,4 +149,79 @@ fn behind_a_relay_that_cannot_be_reached() {
             }
         }
     }
+}
+
+/// It hears of its end, with the proof, and from then on says nothing. [P-FAREWELL]
+#[test]
+fn the_revoked_hear_it() {
+    for relayed in [false, true] {
+        // In the session that is cut; or after sleeping through it.
+        for asleep in [false, true] {
+            let mut w = World::new(7, Setup::plain(4, relayed), of_delay(25));
+            for n in 0..3 {
+                w.send(GONE, n, 100);
+            }
+            w.run(Duration::from_secs(3));
+            let ways = if relayed { vec![relay_address()] } else { (0..3).map(address).collect() };
+            if asleep {
+                for a in &ways {
+                    w.cut.insert((*a, address(GONE)));
+                    w.cut.insert((address(GONE), *a));
+                }
+                w.run(Duration::from_secs(40));
+            }
+            revoke(&mut w);
+            w.run(Duration::from_secs(if asleep { 40 } else { 0 }));
+            w.cut.clear();
+            let began = w.now;
+            while !w.events.iter().any(|(n, e)| *n == GONE && e.contains("SelfRevoked")) {
+                let late = w.now.since(began) > Duration::from_secs(40);
+                assert!(
+                    !late,
+                    "relayed {relayed}, asleep {asleep}: it never heard; {} {:?}",
+                    w.drops(),
+                    w.events
+                );
+                w.send(GONE, 0, 100);
+                w.run(MS(50));
+            }
+            println!("relayed {relayed}, asleep {asleep}: it heard after {:?}", w.now.since(began));
+            assert!(knows(&w, GONE), "without the tombstone");
+            w.run(Duration::from_secs(1));
+            let before = w.datagrams_of(address(GONE));
+            w.send(GONE, 1, 100);
+            w.run(Duration::from_secs(60));
+            assert_eq!(w.datagrams_of(address(GONE)), before, "it goes on sending");
+            // Killed and started again, it knows.
+            w.restart(GONE);
+            w.run(Duration::from_secs(10));
+            assert_eq!(w.datagrams_of(address(GONE)), before, "it begins anew");
+        }
+    }
+}
+
+/// A peer's word alone is nothing: who is refused without a tombstone goes on. [P-FAREWELL]
+#[test]
+fn a_word_is_no_proof() {
+    let mut w = World::new(8, Setup::plain(3, false), of_delay(5));
+    w.send(2, 1, 100);
+    w.run(Duration::from_secs(1));
+    // Node 1 holds a tombstone of node 2 by a signer that is nobody: node 2 hears it, and does not care.
+    let forged = {
+        let body = shadowmesh_identity::fact::Body::Tombstone(shadowmesh_identity::Tombstone {
+            reason: Reason::LOST,
+            void_after: None,
+        });
+        let member = &CAST.members[1];
+        shadowmesh_identity::Fact::sign(&member.identity, CAST.genesis.id(), w.nodes[2].id, 99, EPOCH, &body)
+    };
+    let now = w.now;
+    w.nodes[2].endpoint.node.add_fact(now, forged.expect("a fact"));
+    w.nodes[2].endpoint.settle(now);
+    w.drain(2);
+    w.run(Duration::from_secs(1));
+    assert!(!w.events.iter().any(|(_, e)| e.contains("SelfRevoked")));
+    let n = w.send(2, 1, 100);
+    w.run(Duration::from_secs(1));
+    assert!(w.judge.arrived(n), "{}", w.drops());
 }

@@ -104,6 +104,15 @@ impl Roster {
         self.claims4.get(&address)?.first().and_then(|id| self.member(id))
     }
 
+    /// What people call a signer: a member's name, `the network's root`, or the beginning of its NodeId.
+    pub fn name_of(&self, id: &NodeId) -> String {
+        match self.member(id) {
+            Some(member) => member.name().to_owned(),
+            None if *id == self.root => "the network's root".into(),
+            None => id.short(),
+        }
+    }
+
     /// Whether a node is a member in good standing at `now` (unix seconds).
     ///
     /// # Errors
@@ -144,6 +153,21 @@ impl Roster {
             }
         }
         relays.into_iter().filter_map(|(relay, fact)| Some((relay, fact.access()?))).collect()
+    }
+
+    /// The tombstone that ended a member: its own, or that of the admin whose word it was a member by. `None` while it
+    /// is one.
+    pub fn ending(&self, id: &NodeId) -> Option<&Fact> {
+        let entry = self.members.get(id)?;
+        if entry.revoked.is_some() {
+            return entry.revoked.as_ref();
+        }
+        if !entry.void || entry.certificate.is_some() {
+            return None;
+        }
+        let of_admin = |admin| Slot { subject: admin, kind: Kind::Tombstone, signer: self.root };
+        let signers = self.versions(*id, Kind::Certificate).map(Fact::signer);
+        signers.filter_map(|admin| self.slots.get(&of_admin(admin))?.first()).next()
     }
 
     /// Ids of the tombstones that count, the newest first, at most so many.

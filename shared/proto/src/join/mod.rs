@@ -51,6 +51,9 @@ pub enum JoinError {
     /// The inviter says no.
     #[error("{0}")]
     Refused(String),
+    /// The identity was revoked in this network, and never comes back; another one may join.
+    #[error("{0}")]
+    Revoked(String),
     /// What the inviter sent does not hold.
     #[error("what the inviter sent cannot be used: {0}")]
     BadBundle(&'static str),

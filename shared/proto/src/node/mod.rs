@@ -9,6 +9,8 @@
 mod admit;
 mod alive;
 mod answer;
+mod aside;
+mod farewell;
 mod own;
 mod peer;
 mod rekey;
@@ -131,7 +133,7 @@ pub enum Event {
     RelayDown(NodeId),
     /// A member was revoked, or its admin was; its session is cut.
     Revoked(NodeId),
-    /// This node was revoked.
+    /// This node was revoked: [`shadowmesh_identity::Roster::ending`] says by whom. It does nothing any more.
     SelfRevoked,
 }
 
@@ -197,6 +199,7 @@ pub struct Node {
     book: InviteBook,
     invites: Vec<admit::OpenInvite>,
     guests: Vec<admit::Guest>,
+    farewells: Vec<farewell::Farewell>,
     jobs: HashMap<u64, sync::Pending>,
     next_job: u64,
     housekeeping: Time,
@@ -261,6 +264,7 @@ impl Node {
             book: std::mem::take(&mut config.invites),
             invites: vec![],
             guests: vec![],
+            farewells: vec![],
             jobs: HashMap::new(),
             next_job: 0,
             housekeeping: now,
@@ -440,6 +444,7 @@ impl Node {
             self.refresh_members(now);
             self.refresh_invites(now);
             self.guests_expire(now);
+            self.farewells_expire(now);
         }
         if self.locators_due().is_some_and(|d| d <= now) {
             self.open_locators(now);
@@ -529,7 +534,7 @@ impl Node {
     }
 
     fn is_live(&self, node: &NodeId) -> bool {
-        *node != self.id && self.roster.is_valid(node, self.admin_time).is_ok()
+        !self.revoked_self && *node != self.id && self.roster.is_valid(node, self.admin_time).is_ok()
     }
 
     /// The peer with this number, or the one that gets the next.
@@ -574,9 +579,23 @@ impl Node {
                 Err(shadowmesh_identity::Invalid::Revoked | shadowmesh_identity::Invalid::IssuerRevoked)
             )
         {
-            self.revoked_self = true;
-            self.events.push_back(Event::SelfRevoked);
+            self.end_self();
         }
+    }
+
+    /// This node is no member any more: the roster says so, by a tombstone that it has verified. It says nothing more to
+    /// anybody, and takes nothing. [P-FAREWELL]
+    fn end_self(&mut self) {
+        self.revoked_self = true;
+        for p in 0..self.peers.len() {
+            self.drop_sessions(p as PeerId, "this node was revoked");
+            self.peers[p].opening = None;
+            self.peers[p].queue.clear();
+        }
+        self.links.clear();
+        self.invites.clear();
+        self.dirty = true;
+        self.events.push_back(Event::SelfRevoked);
     }
 
     /// How to reach a peer now: the way that its session was made by, else the way an opening would go.
@@ -654,6 +673,9 @@ impl Node {
 
     fn handle_plain(&mut self, now: Time, plain: Plain<'_>) -> Result<(), DropReason> {
         if let Some(done) = self.handle_guest(now, &plain) {
+            return done;
+        }
+        if let Some(done) = self.handle_farewell(&plain) {
             return done;
         }
         let p = *self.sessions.get(&plain.session).ok_or(DropReason::NoSession)?;

@@ -73,6 +73,9 @@ pub struct RelayStatus {
 impl Node {
     /// Links for the relays that the roster names; a rotated access secret makes a link anew.
     pub(super) fn refresh_relays(&mut self, now: Time) {
+        if self.revoked_self {
+            return;
+        }
         let listed = self.roster.relays().into_iter().take(MAX_LINKS);
         let relays: Vec<_> =
             listed.map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation)).collect();

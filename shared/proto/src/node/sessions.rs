@@ -12,7 +12,7 @@ use crate::handshake::{
 use crate::lane::{RxLane, TxLane};
 use crate::snapshot::{Install, PeerId, Route, SessionId, THREADS};
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::control::Control;
+use shadowmesh_wire::control::{CHUNK, Control};
 use shadowmesh_wire::data::{Kind, Ping, Report};
 use shadowmesh_wire::handshake::{Established, LANES, Sid};
 use std::time::Duration;
@@ -347,6 +347,15 @@ impl Node {
     /// Cuts a peer off: every session ends now. [P-CUT]
     pub(super) fn cut(&mut self, p: PeerId, why: &str) {
         if self.peers[p as usize].sending.is_some() {
+            // Its last words are the proof: of five packets that may be lost, since nothing that it asks is answered any
+            // more. Who misses one hears it when it comes back. [P-FAREWELL]
+            if let Some(tombstone) = self.roster.ending(&self.peers[p as usize].node).cloned() {
+                let (id, bytes) = (tombstone.id(), tombstone.bytes());
+                self.send_control(p, &Control::Have(vec![id]));
+                for chunk in 0..bytes.len().div_ceil(CHUNK) as u16 {
+                    self.send_control(p, &crate::pull::serve(Some(bytes), id, chunk));
+                }
+            }
             let text = why.chars().take(shadowmesh_wire::control::MAX_TEXT).collect();
             self.send_control(p, &Control::Refused(text));
         }
