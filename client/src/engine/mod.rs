@@ -43,6 +43,15 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Why a session ended, in the node's words, when the peer would not have it.
 const REFUSED: &str = "it refuses this node";
 
+/// Why a packet loop ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// In words: the device was deleted, mostly.
+    Broken(String),
+    /// This node was revoked; the tombstone is among the stored facts.
+    Revoked,
+}
+
 /// What a network is run with.
 pub struct Setup {
     /// The node's own.
@@ -126,12 +135,12 @@ pub struct Engine {
 pub struct Gone;
 
 impl Engine {
-    /// Starts the threads. `ended` is told why, when the loop ends by itself: the device was deleted, mostly.
+    /// Starts the threads. `ended` is told why, when the loop ends by itself.
     ///
     /// # Errors
     ///
     /// What the system said.
-    pub fn start(setup: Setup, ended: impl FnOnce(String) + Send + 'static) -> io::Result<Engine> {
+    pub fn start(setup: Setup, ended: impl FnOnce(End) + Send + 'static) -> io::Result<Engine> {
         let waker = Waker::new()?;
         let (commands, inbox) = sync_channel(COMMANDS);
         let (found, findings) = sync_channel(JOBS * 2);
@@ -154,8 +163,13 @@ impl Engine {
             move || {
                 let mut engine = Loop::new(setup, waker, inbox, found, findings, jobs);
                 match engine.run() {
+                    Ok(()) if engine.revoked => {
+                        // Whoever hears of the end finds the device closed.
+                        drop(engine);
+                        ended(End::Revoked);
+                    }
                     Ok(()) => debug!(network = %name, "the packet loop has ended"),
-                    Err(e) => ended(e.to_string()),
+                    Err(e) => ended(End::Broken(e.to_string())),
                 }
             }
         })?;
@@ -240,6 +254,7 @@ struct Loop {
     upkeep: Time,
     frame: usize,
     ending: bool,
+    revoked: bool,
 }
 
 impl Loop {
@@ -280,6 +295,7 @@ impl Loop {
             upkeep: Time(0),
             frame,
             ending: false,
+            revoked: false,
         }
     }
 
@@ -510,7 +526,12 @@ impl Loop {
             Event::RelayUp(relay) => info!(%network, relay = %relay.short(), "relay is up"),
             Event::RelayDown(relay) => warn!(%network, relay = %relay.short(), "relay is down"),
             Event::Revoked(peer) => info!(%network, peer = %self.name_of(&peer), "member was revoked"),
-            Event::SelfRevoked => warn!(%network, "this node was revoked; it is no member any more"),
+            Event::SelfRevoked => {
+                let node = &self.endpoint.node;
+                let by = node.roster().ending(&node.id()).map(|t| node.roster().name_of(&t.signer()));
+                warn!(%network, by = by.unwrap_or_default(), "this machine was revoked; it is no member any more");
+                (self.revoked, self.ending) = (true, true);
+            }
         }
     }
 

@@ -260,3 +260,80 @@ fn a_revoked_member_is_cut_within_a_second() {
     drop(measured);
     assert!(worst < 1.0 && all_hold);
 }
+
+/// All commands that need to be a member say the same, in three parts.
+fn says_so(machine: &Machine, network: &str) {
+    for command in [&["up"][..], &["peers"], &["invite"], &["ping", "admin", "-c", "1"]] {
+        let (code, text) = machine.say(command);
+        let first = text.lines().next().unwrap_or_default().to_owned();
+        let said = format!("error: this machine was revoked in \"{network}\" by admin on ");
+        assert!(code == 6 && first.starts_with(&said), "{command:?}: {code} {text}");
+        assert!(first.contains("(change ") && first.contains(", lost); it is no member any more."), "{text}");
+        assert!(text.contains("shadowmesh leave --network home") && text.contains("new invite"), "{text}");
+    }
+}
+
+#[test]
+fn who_is_revoked_hears_it() {
+    let e = Evening::new("who is revoked hears it", &["admin", "one", "two"]);
+    e.network("home");
+    let [admin, one, two] = &e.machines[..] else { panic!("three machines") };
+
+    // One that is awake: within a second or so, from those who cut it.
+    let clock = Clock::new();
+    admin.must(&["revoke", "one", "--reason", "lost", "--yes"]);
+    wait_until("its device gone", SECONDS(5), || (!one.host.ip("-o link").contains("sm-home")).then_some(()));
+    println!("it heard, and stopped, after {:?}", clock.now());
+    says_so(one, "home");
+    let status = one.json(&["status"]);
+    let network = &status["networks"][0];
+    assert_eq!((&network["up"], &network["ended"]["exit"]), (&false.into(), &"refused".into()), "{status}");
+    assert!(one.must(&["status"]).contains("revoked in \"home\" by admin"));
+    assert!(one.must(&["logs"]).contains("was revoked in"));
+    // It stays so, whoever is asked next.
+    one.must(&["down"]);
+    let (code, text) = one.say(&["up"]);
+    assert!(code == 6 && text.contains("was revoked in"), "{text}");
+    assert_eq!(one.json(&["status"])["networks"][0]["up"], false);
+    let url = admin.must(&["invite", "one"]).trim().to_owned();
+    let (code, text) = one.say(&["join", &url]);
+    assert!(code == 6 && text.contains("was revoked in"), "{text}");
+    let before = one.json(&["status"])["networks"][0]["node"].clone();
+    one.must(&["leave", "--yes"]);
+    one.must(&["join", &url]);
+    assert_ne!(one.json(&["status"])["networks"][0]["node"], before);
+    admin.host.must_reach(&one.address(), 10);
+
+    // One that slept: when it is back.
+    two.must(&["down"]);
+    admin.must(&["revoke", "two", "--reason", "lost", "--yes"]);
+    two.must(&["up"]);
+    let clock = Clock::new();
+    wait_until("its device gone", SECONDS(20), || {
+        (!two.host.ip("-o link").contains("sm-home")).then_some(())
+    });
+    println!("it slept, and heard after {:?}", clock.now());
+    says_so(two, "home");
+    two.must(&["leave", "--yes"]);
+
+    // One that left without hearing, and comes with the invite that it had: told, and nothing is written.
+    let old = admin.must(&["invite", "two"]).trim().to_owned();
+    two.must(&["join", &old, "--name", "two"]);
+    block(&e.routers[2], "");
+    admin.must(&["revoke", "two", "--yes"]);
+    two.must(&["leave", "--yes"]);
+    unblock(&e.routers[2]);
+    let incarnations = || std::fs::read(two.directory.join("state/incarnations")).unwrap();
+    let before = incarnations();
+    let (code, text) = two.say(&["join", &old]);
+    assert!(
+        code == 6 && text.contains("revoked by admin (change ") && text.contains("was used by"),
+        "{text}"
+    );
+    assert!(text.contains("Ask an admin for a new invite:  shadowmesh invite"), "{text}");
+    assert_eq!(incarnations(), before);
+    assert_eq!(two.json(&["network", "list"])["networks"].as_array().unwrap().len(), 0);
+    let url = admin.must(&["invite", "two"]).trim().to_owned();
+    two.must(&["join", &url]);
+    admin.host.must_reach(&two.address(), 10);
+}
