@@ -23,8 +23,17 @@ const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
 pub(crate) enum Scope {
     /// The others of its network (its number).
     Network(u32),
+    /// It showed a former access secret of this network: those who showed the current one, to be told it.
+    Former(u32),
     /// Nobody, or the owner of a locator for a while: handle and end.
     Anonymous(Option<(u64, Time)>),
+}
+
+impl Scope {
+    /// Of a network, by its current secret? Others are fewer, slower, and stay for ten minutes at most.
+    pub fn is_current(&self) -> bool {
+        matches!(self, Scope::Network(_))
+    }
 }
 
 /// A question to the address that a client seems to have moved to.

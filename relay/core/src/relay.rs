@@ -298,7 +298,7 @@ impl Relay {
                     Scope::Network(n) => self.nets.get(n as usize).is_none_or(|net| {
                         net.generation != c.generation && now.since(net.rotated) >= self.config.rotation_grace
                     }),
-                    Scope::Anonymous(_) => false,
+                    Scope::Former(_) | Scope::Anonymous(_) => false,
                 };
                 rotated || c.expired(now, self.config.idle)
             })
@@ -374,7 +374,7 @@ impl Relay {
         } else {
             self.unconfirmed = self.unconfirmed.saturating_sub(1);
         }
-        let anonymous = matches!(client.scope, Scope::Anonymous(_));
+        let anonymous = !client.scope.is_current();
         self.anonymous -= usize::from(anonymous && self.anonymous > 0);
         self.count_prefix(&client.address, anonymous, false);
     }
@@ -404,10 +404,9 @@ impl Relay {
         &self.metrics
     }
 
-    /// Clients whose first packet has come: with a pseudonym, anonymous.
+    /// Clients whose first packet has come: of a network, and others (anonymous, or with a former access secret).
     pub fn clients(&self) -> (usize, usize) {
-        let anonymous =
-            self.clients.values().filter(|c| c.confirmed && matches!(c.scope, Scope::Anonymous(_))).count();
+        let anonymous = self.clients.values().filter(|c| c.confirmed && !c.scope.is_current()).count();
         (self.handles.len() - anonymous.min(self.handles.len()), anonymous)
     }
 
