@@ -123,12 +123,8 @@ pub async fn create(
     let mut owners = vec![];
     for (n, url) in urls.into_iter().enumerate() {
         let registered = register(&daemon, &url, &lines).await?;
-        let access = Access {
-            address: url.address.clone(),
-            tag: registered.tag,
-            secret: registered.access,
-            generation: 0,
-        };
+        let access =
+            Access { address: url.address.clone(), tag: registered.tag, secret: registered.access, ended: 0 };
         facts.push(signed(n as u64 + 2, Body::Access(access), false, url.relay)?);
         owners.push((url.relay, registered.owner));
         let rtt = registered.rtt.map(|r| format!("  {}", ms(r))).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! What a roster says about its members.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use shadowmesh_crypto::Hash;
@@ -168,6 +169,11 @@ impl Roster {
         let of_admin = |admin| Slot { subject: admin, kind: Kind::Tombstone, signer: self.root };
         let signers = self.versions(*id, Kind::Certificate).map(Fact::signer);
         signers.filter_map(|admin| self.slots.get(&of_admin(admin))?.first()).next()
+    }
+
+    /// Ids of the tombstones that count, ascending.
+    pub fn tombstones(&self) -> BTreeSet<Hash> {
+        self.members.values().filter_map(|entry| entry.revoked.as_ref()).map(Fact::id).collect()
     }
 
     /// Ids of the tombstones that count, the newest first, at most so many.

@@ -15,6 +15,7 @@ mod own;
 mod peer;
 mod rekey;
 mod relays;
+mod rotation;
 mod session;
 mod sessions;
 mod switch;
@@ -29,9 +30,10 @@ use peer::Peer;
 use shadowmesh_crypto::Hash;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kem;
+use shadowmesh_crypto::secret::Secret;
 use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::book::InviteBook;
-use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
+use shadowmesh_identity::{Fact, Genesis, HostPort, NodeId, Roster};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -54,6 +56,8 @@ pub struct NodeConfig {
     pub keys: OwnKeys,
     /// Root key, where this machine keeps it: only the root revokes admins.
     pub root: Option<Arc<SigningKey>>,
+    /// Owner secrets of relays, where this machine keeps them: it rotates the access secrets there.
+    pub owners: Vec<(NodeId, Secret<32>)>,
     /// Invites from the store.
     pub invites: InviteBook,
     /// Suites, the preferred first.
@@ -83,6 +87,8 @@ pub enum Timer {
     Relay(u32),
     /// Locators at the relays.
     Invites,
+    /// Access secrets to be rotated.
+    Rotation,
     /// The own leaf, the clock, what strangers left.
     Housekeeping,
 }
@@ -111,6 +117,17 @@ pub enum Event {
         host: String,
         /// UDP port.
         port: u16,
+    },
+    /// A relay is to take another access secret: [`crate::join::Registrar::rotate`], then [`Node::rotated`].
+    Rotate {
+        /// Which relay.
+        relay: NodeId,
+        /// Where it listens.
+        place: HostPort,
+        /// The owner secret there.
+        owner: Secret<32>,
+        /// What it is to take.
+        access: Secret<32>,
     },
     /// A session with a peer stands, by this route.
     PeerUp(NodeId, Route),
@@ -200,6 +217,9 @@ pub struct Node {
     invites: Vec<admit::OpenInvite>,
     guests: Vec<admit::Guest>,
     farewells: Vec<farewell::Farewell>,
+    rotations: Vec<rotation::Rotation>,
+    /// Access secrets that may not be told yet.
+    untellable: Vec<Hash>,
     jobs: HashMap<u64, sync::Pending>,
     next_job: u64,
     housekeeping: Time,
@@ -265,6 +285,8 @@ impl Node {
             invites: vec![],
             guests: vec![],
             farewells: vec![],
+            rotations: vec![],
+            untellable: vec![],
             jobs: HashMap::new(),
             next_job: 0,
             housekeeping: now,
@@ -286,6 +308,7 @@ impl Node {
         node.refresh_members(now);
         node.refresh_relays(now);
         node.refresh_invites(now);
+        node.refresh_rotations(now);
         node.publish();
         node
     }
@@ -362,6 +385,7 @@ impl Node {
             consider(p.deadline(self.wants_session(p)), Timer::Peer(p.id));
         }
         consider(self.locators_due(), Timer::Invites);
+        consider(self.rotations.iter().map(|r| r.due).min(), Timer::Rotation);
         for (i, l) in self.links.iter().enumerate() {
             consider(l.deadline(), Timer::Relay(i as u32));
         }
@@ -445,9 +469,13 @@ impl Node {
             self.refresh_invites(now);
             self.guests_expire(now);
             self.farewells_expire(now);
+            self.refresh_rotations(now);
         }
         if self.locators_due().is_some_and(|d| d <= now) {
             self.open_locators(now);
+        }
+        if self.rotations.iter().any(|r| r.due <= now) {
+            self.rotate(now);
         }
         for i in 0..self.links.len() {
             if self.links[i].deadline().is_some_and(|d| d <= now) {

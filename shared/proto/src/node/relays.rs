@@ -6,6 +6,7 @@ use crate::handshake::{Credential, ResponderLeaf};
 use crate::relay_leg::RelayLeg;
 use crate::relay_link::{LinkEvent, RelayLink};
 use crate::snapshot::{Install, Route};
+use shadowmesh_crypto::secret::Secret;
 use shadowmesh_identity::{HostPort, Location, NodeId};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
@@ -23,7 +24,7 @@ const GIVEN_UP: Duration = Duration::from_secs(8);
 pub(super) struct Link {
     link: RelayLink,
     place: HostPort,
-    generation: (u32, [u8; 32]),
+    access: Arc<Secret<32>>,
     down_since: Option<Time>,
 }
 
@@ -78,10 +79,10 @@ impl Node {
         }
         let listed = self.roster.relays().into_iter().take(MAX_LINKS);
         let relays: Vec<_> =
-            listed.map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation)).collect();
-        for (relay, place, tag, secret, generation) in relays {
+            listed.map(|(id, a)| (id, a.address.clone(), a.tag, a.secret.duplicate())).collect();
+        for (relay, place, tag, secret) in relays {
             let known = self.links.iter().position(|l| *l.relay() == relay.0);
-            if known.is_some_and(|i| self.links[i].generation == (generation, secret)) {
+            if known.is_some_and(|i| *self.links[i].access == secret) {
                 continue;
             }
             let Some((key, fresh)) = self.own.pseudonym(&relay.0) else { continue };
@@ -90,14 +91,13 @@ impl Node {
             }
             let mut short = [0; 16];
             short.copy_from_slice(&tag[..16]);
-            let access = Arc::new(shadowmesh_crypto::secret::Secret::new(secret));
-            let credential = Credential::Pseudonym { key, tag: short, access };
+            let access = Arc::new(secret);
+            let credential = Credential::Pseudonym { key, tag: short, access: access.clone() };
             let address = place.host().parse().ok().map(|ip| SocketAddr::new(ip, place.port()));
             let link =
                 RelayLink::new(relay.0, address, credential, self.config.suites.clone(), self.instance, now);
             let number = known.unwrap_or(self.links.len());
-            let link =
-                Link { link, place: place.clone(), generation: (generation, secret), down_since: None };
+            let link = Link { link, place: place.clone(), access, down_since: None };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),

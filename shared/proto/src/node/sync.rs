@@ -124,6 +124,7 @@ impl Node {
     /// A verified fact: into the roster, and what follows from it.
     pub(super) fn merge(&mut self, now: Time, fact: Verified, from: Option<PeerId>) {
         let (id, ends) = (fact.fact().id(), fact.fact().tombstone().is_some());
+        let secret = fact.fact().access().is_some();
         let merged = self.roster.merge(fact);
         self.admin_time = self.roster.newest_admin_fact_time();
         if !merged.is_stored() {
@@ -156,15 +157,26 @@ impl Node {
         }
         self.refresh_members(now);
         self.refresh_relays(now);
+        if ends || secret {
+            self.refresh_rotations(now);
+        }
+        // An access secret waits for the tombstones that it followed.
+        let mut tell = std::mem::take(&mut self.untellable);
+        tell.push(id);
+        let may = |h: &Hash| self.roster.get(h).is_none_or(|f| self.may_tell(f));
+        let (tell, wait) = tell.into_iter().partition(may);
+        self.untellable = wait;
         // Everyone who is reachable hears of it at once. [P-PUSH]
-        for p in 0..self.peers.len() as PeerId {
-            if Some(p) != from && self.peers[p as usize].sending.is_some() {
-                self.send_control(p, &Control::Have(vec![id]));
-                let peer = &mut self.peers[p as usize];
-                // Somebody's end is said until it is heard, however the network is. [P-PUSH]
-                if ends && peer.untold.len() < MAX_HASHES {
-                    peer.untold.push(id);
-                    peer.tell_at = now + TELL_REPEAT;
+        if !tell.is_empty() {
+            for p in 0..self.peers.len() as PeerId {
+                if Some(p) != from && self.peers[p as usize].sending.is_some() {
+                    self.send_control(p, &Control::Have(tell.clone()));
+                    let peer = &mut self.peers[p as usize];
+                    // Somebody's end is said until it is heard, however the network is. [P-PUSH]
+                    if ends && peer.untold.len() < MAX_HASHES {
+                        peer.untold.push(id);
+                        peer.tell_at = now + TELL_REPEAT;
+                    }
                 }
             }
         }
@@ -280,7 +292,8 @@ impl Node {
             }
             Control::Pull { hash, chunk } => {
                 self.heard_of(p, &hash);
-                let reply = serve(self.roster.get(&hash).map(Fact::bytes), hash, chunk);
+                let fact = self.roster.get(&hash).filter(|f| self.may_tell(f));
+                let reply = serve(fact.map(Fact::bytes), hash, chunk);
                 self.send_control(p, &reply);
             }
             Control::Chunk { hash, chunk, count, bytes } => {
