@@ -157,7 +157,7 @@ pub fn problem(error: &JoinError) -> Problem {
     match error {
         JoinError::NoRelay => Problem::new(Exit::NoAnswer, what)
             .fix("Check that the relay runs, and that UDP to it is not blocked:  shadowmesh netcheck"),
-        JoinError::TokenUsed => Problem::new(Exit::Refused, what)
+        JoinError::Unregistered | JoinError::TokenUsed => Problem::new(Exit::Refused, what)
             .fix("Ask the relay's host for a new URL:  shadowmesh-relay token new"),
         JoinError::RelayFull => Problem::failed(what).fix("Ask its host, or take another relay."),
         JoinError::NoInviter | JoinError::Timeout => Problem::new(Exit::NoAnswer, what)

@@ -112,6 +112,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         facts: saved.facts,
         keys: saved.keys,
         root: root.map(Arc::new),
+        owners: saved.owners,
         invites: saved.invites,
         suites: config.crypto.preferred(),
         mtu: wanted.mtu.into(),
@@ -295,6 +296,14 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
             "{} refuses this machine, and has not shown why: it may have been revoked. To come back: shadowmesh leave, \
              then join by a new invite.",
             peer.name()
+        ));
+    }
+    for (relay, place) in node.rotations() {
+        let Some(why) = inside.unrotated.get(&relay) else { continue };
+        status.problems.push(format!(
+            "the relay {} still takes the access secret that a revoked member knows: {why}. It is asked again twice a \
+             minute; the member is cut off from all others all the same.",
+            place.map_or_else(|| relay.short(), ToString::to_string)
         ));
     }
     if let Some(own) = node.roster().member(&node.id()) {

@@ -4,10 +4,13 @@
 //! threads that end with their answer. The order of draining is the node's contract: keys are installed by the endpoint;
 //! then events (what must be stored is stored), frames into the device, datagrams into the sockets, jobs to the worker.
 
+mod beside;
 mod outbox;
 
 use crate::state::NetworkState;
+use beside::Found;
 use outbox::Outbox;
+use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::tap::{self, Tap};
 use shadowmesh_host::udp::{BATCH, RecvBatch, SendStop, Udp};
@@ -15,11 +18,10 @@ use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::batch::Drops;
 use shadowmesh_proto::handshake::Source;
-use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work, WorkDone};
+use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -89,6 +91,8 @@ pub struct Inside<'a> {
     pub trouble: Option<&'a str>,
     /// Peers that have refused this node.
     pub refused: &'a HashSet<NodeId>,
+    /// Relays that have not taken a new access secret, and why.
+    pub unrotated: &'a HashMap<NodeId, String>,
     pongs: &'a mut HashMap<u64, mpsc::Sender<Pong>>,
     next_ping: &'a mut u64,
 }
@@ -114,12 +118,6 @@ type Call = Box<dyn FnOnce(&mut Inside<'_>) -> Box<dyn FnOnce(Option<&str>)> + S
 enum Command {
     Call(Call),
     Shutdown,
-}
-
-/// Something that a helper thread found out.
-enum Found {
-    Work(Box<WorkDone>),
-    Address { relay: u32, host: String, port: u16, address: Option<SocketAddr> },
 }
 
 /// A running network.
@@ -245,6 +243,8 @@ struct Loop {
     pongs: HashMap<u64, mpsc::Sender<Pong>>,
     next_ping: u64,
     refused: HashSet<NodeId>,
+    unrotated: HashMap<NodeId, String>,
+    suites: Vec<Suite>,
     unsaved_facts: bool,
     unsaved_keys: bool,
     unsaved_invites: bool,
@@ -270,6 +270,7 @@ impl Loop {
         let frame = setup.node.mtu + FRAME_OVERHEAD;
         let mut fragment = [0; 4];
         fragment.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
+        let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
         Loop {
             endpoint: Endpoint::new(node, frame, u32::from_be_bytes(fragment)),
@@ -287,6 +288,8 @@ impl Loop {
             pongs: HashMap::new(),
             next_ping: 0,
             refused: HashSet::new(),
+            unrotated: HashMap::new(),
+            suites,
             unsaved_facts: false,
             unsaved_keys: false,
             unsaved_invites: false,
@@ -516,6 +519,7 @@ impl Loop {
                 info!(%network, peer = %name, node = %node.short(), "member was admitted")
             }
             Event::Resolve { relay, host, port } => self.resolve(relay, host, port),
+            Event::Rotate { relay, place, owner, access } => self.rotate(relay, place, owner, access),
             Event::PeerUp(peer, _) => info!(%network, peer = %self.name_of(&peer), "peer is up"),
             Event::PeerDown(peer, why) => info!(%network, peer = %self.name_of(&peer), why, "peer is down"),
             Event::Pong { peer: _, id, rtt, source } => {
@@ -539,27 +543,6 @@ impl Loop {
         self.endpoint.node.roster().member(node).map_or_else(|| node.short(), |m| m.name().to_owned())
     }
 
-    /// Looks a relay's name up on a thread of its own: that may take half a minute.
-    fn resolve(&mut self, relay: u32, host: String, port: u16) {
-        let (found, waker) = (self.found.clone(), self.waker.clone());
-        let (v4, v6) = (self.reaches(false), self.reaches(true));
-        let asked = (relay, host.clone(), port);
-        let thread = std::thread::Builder::new().name("sm-resolve".into()).spawn(move || {
-            let addresses = (host.as_str(), port).to_socket_addrs().into_iter().flatten();
-            let address = addresses.into_iter().find(|a| if a.is_ipv4() { v4 } else { v6 });
-            let _loop_ended = found.send(Found::Address { relay, host, port, address });
-            waker.wake();
-        });
-        if thread.is_err() {
-            self.unresolved.push(asked);
-        }
-    }
-
-    fn reaches(&self, v6: bool) -> bool {
-        let any = if v6 { SocketAddr::from(([0u8; 16], 1)) } else { SocketAddr::from(([0u8; 4], 1)) };
-        self.udp.reaches(&any)
-    }
-
     fn findings(&mut self) {
         while let Ok(found) = self.findings.try_recv() {
             let now = self.now();
@@ -567,6 +550,10 @@ impl Loop {
                 Found::Work(done) => self.endpoint.handle_work(now, *done),
                 Found::Address { relay, address: Some(address), .. } => {
                     self.endpoint.node.set_relay_address(now, relay, address);
+                    self.endpoint.settle(now);
+                }
+                Found::Rotated { relay, access, trouble } => {
+                    self.rotated(now, &relay, access, trouble);
                     self.endpoint.settle(now);
                 }
                 Found::Address { relay, host, port, address: None } => {
@@ -590,6 +577,7 @@ impl Loop {
                         drops: &self.drops,
                         trouble: self.trouble.as_deref(),
                         refused: &self.refused,
+                        unrotated: &self.unrotated,
                         pongs: &mut self.pongs,
                         next_ping: &mut self.next_ping,
                     });

@@ -52,6 +52,8 @@ pub(crate) struct Client {
     pub scope: Scope,
     /// Its first packet has come; nothing is done for it before. [P-CONFIRM]
     pub confirmed: bool,
+    /// Another session of its handle has taken its place: what is on its way is still forwarded, until it ends.
+    pub replaced: bool,
     /// Count of handshakes: of two with one handle, the later wins.
     pub born: u64,
     /// The network's access secret that it showed: count of its rotations.
@@ -99,6 +101,7 @@ impl Client {
             address: n.address,
             scope: n.scope,
             confirmed: false,
+            replaced: false,
             born: n.born,
             generation: n.generation,
             last: now,

@@ -26,6 +26,8 @@ use zeroize::Zeroizing;
 const SWEEP: Duration = Duration::from_secs(5);
 /// A client's first packet must come within.
 pub(crate) const PENDING_LIFETIME: Duration = Duration::from_secs(10);
+/// A session that was replaced by another of its handle still forwards for so long.
+const REPLACED: Duration = Duration::from_secs(2);
 /// RESETs a second to one source prefix, and at once.
 const RESET_RATE: f64 = 20.0;
 const RESET_BURST: f64 = 200.0;
@@ -356,6 +358,19 @@ impl Relay {
         self.events.push_back(Event::Save { state: self.durable.encode(), forget });
     }
 
+    /// Another session of a client's handle is there: this one takes nothing more, and what it has sent already is still
+    /// forwarded.
+    pub(crate) fn replace(&mut self, now: Time, slot: u32) {
+        let Some(client) = self.clients.get_mut(&slot).filter(|c| !c.replaced) else { return };
+        client.replaced = true;
+        client.ends = Some(now + REPLACED);
+        if let Scope::Network(n) = client.scope
+            && let Some(net) = self.nets.get_mut(n as usize)
+        {
+            net.clients = net.clients.saturating_sub(1);
+        }
+    }
+
     /// Takes a client out, and what hangs on it.
     pub(crate) fn remove(&mut self, slot: u32) {
         let Some(client) = self.clients.remove(&slot) else { return };
@@ -364,6 +379,7 @@ impl Relay {
                 self.handles.remove(&client.handle);
             }
             if let Scope::Network(n) = client.scope
+                && !client.replaced
                 && let Some(net) = self.nets.get_mut(n as usize)
             {
                 net.clients = net.clients.saturating_sub(1);

@@ -47,7 +47,7 @@ impl Relay {
         let body = packet.get(body).ok_or(DropReason::Truncated)?;
         let (slot, confirmed, moved) = (header.slot, client.confirmed, client.address != from);
         if !confirmed {
-            self.confirm(slot)?;
+            self.confirm(now, slot)?;
         }
         if moved {
             self.challenge(now, slot, from);
@@ -66,7 +66,7 @@ impl Relay {
     }
 
     /// The first packet of a session opened: its handle is bound to it. [P-CONFIRM]
-    fn confirm(&mut self, slot: u32) -> Result<(), DropReason> {
+    fn confirm(&mut self, now: Time, slot: u32) -> Result<(), DropReason> {
         let client = self.clients.get(&slot).ok_or(DropReason::UnknownSlot)?;
         let (handle, born, scope) = (client.handle, client.born, client.scope);
         let mut locators = vec![];
@@ -79,7 +79,7 @@ impl Relay {
             if let (Some(o), true) = (self.clients.get_mut(&old), scope.is_current()) {
                 locators = std::mem::take(&mut o.locators);
             }
-            self.remove(old);
+            self.replace(now, old);
         }
         if let Scope::Network(n) = scope {
             let most = self.config.max_clients_per_network;

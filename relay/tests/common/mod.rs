@@ -220,7 +220,7 @@ impl Clients {
                 }
                 LinkEvent::Down(by_reset) => c.resets += u32::from(by_reset),
                 LinkEvent::Control(control) => c.controls.push(control),
-                LinkEvent::Failed | LinkEvent::Back => {}
+                LinkEvent::Failed | LinkEvent::Heard | LinkEvent::Back => {}
             }
         }
     }

@@ -55,6 +55,8 @@ pub enum LinkEvent {
         /// The relay's wall clock, Unix seconds.
         wall: u64,
     },
+    /// The relay has taken the session: its first packet in it.
+    Heard,
     /// The relay answers again, after silence.
     Back,
     /// It does not stand any more (`true`: by RESET).
@@ -351,7 +353,9 @@ impl RelayLink {
         let up = self.up.as_mut().ok_or(DropReason::NoSession)?;
         let mut packet = packet.to_vec();
         let (kind, body) = up.rx.open_in_place(now, &mut packet)?;
-        up.confirm = None;
+        if up.confirm.take().is_some() {
+            self.events.push_back(LinkEvent::Heard);
+        }
         let body = &packet[body];
         match kind {
             Kind::Pong => {

@@ -56,7 +56,7 @@ impl Drop for Threads {
 
 /// When the packets of a stream arrived.
 #[derive(Clone, Default)]
-struct Arrivals(Arc<Mutex<Vec<Duration>>>);
+struct Arrivals(Arc<Mutex<Vec<(Duration, u64)>>>);
 
 impl Arrivals {
     /// At a machine, from now on.
@@ -66,15 +66,16 @@ impl Arrivals {
         let arrivals = Arrivals::default();
         let list = arrivals.0.clone();
         threads.start(move || {
-            if socket.recv(&mut [0; 64]).is_ok() {
-                list.lock().unwrap().push(clock.now());
+            let mut number = [0; 8];
+            if socket.recv(&mut number).is_ok() {
+                list.lock().unwrap().push((clock.now(), u64::from_be_bytes(number)));
             }
         });
         arrivals
     }
 
     fn last(&self) -> Duration {
-        self.0.lock().unwrap().last().copied().unwrap_or_default()
+        self.0.lock().unwrap().last().copied().unwrap_or_default().0
     }
 
     fn count(&self) -> usize {
@@ -110,7 +111,7 @@ fn first_of_relay(host: &Host, clock: Clock, threads: &mut Threads) -> Arrivals 
             Ok(n) if n > 20 && packet[9] == 17 && packet[12..16] == RELAY => {
                 let mut list = list.lock().unwrap();
                 if list.is_empty() {
-                    list.push(clock.now());
+                    list.push((clock.now(), 0));
                 }
             }
             Ok(_) => {}
@@ -336,4 +337,116 @@ fn who_is_revoked_hears_it() {
     let url = admin.must(&["invite", "two"]).trim().to_owned();
     two.must(&["join", &url]);
     admin.host.must_reach(&two.address(), 10);
+}
+
+/// Counts of the relay's `/metrics`.
+fn metric(e: &Evening, name: &str) -> u64 {
+    let text = e.vps.run("curl", &["-s", "http://127.0.0.1:9090/metrics"]);
+    let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {text}"));
+    line.rsplit(' ').next().and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+}
+
+/// Packets lost in a row at most, and when that was; how many were lost in all. A busy machine delays, and loses none.
+fn lost(arrivals: &Arrivals) -> (u64, Duration, u64) {
+    let list = arrivals.0.lock().unwrap();
+    let runs = list.windows(2).map(|w| (w[1].1.saturating_sub(w[0].1 + 1), w[0].0));
+    let (most, at) = runs.max().unwrap_or_default();
+    let all = list.last().map_or(0, |l| l.1) - list.first().map_or(0, |f| f.1) + 1 - list.len() as u64;
+    (most, at, all)
+}
+
+#[test]
+fn the_relay_changes_its_secret_and_who_stays_goes_on() {
+    let names = ["admin", "one", "two", "gone"];
+    let e = Evening::with_relay("rotation", &names, &["--http", "127.0.0.1:9090"]);
+    e.network("home");
+    let [admin, one, two, gone] = &e.machines[..] else { panic!("four machines") };
+    one.host.must_reach(&two.address(), 20);
+    one.host.must_reach(&gone.address(), 20);
+    // Both sleep: one to be revoked meanwhile, the other not.
+    two.must(&["down"]);
+    gone.must(&["down"]);
+
+    let clock = Clock::new();
+    let mut threads = Threads::new();
+    let there = Arrivals::at(&one.host, clock, &mut threads);
+    let back = Arrivals::at(&admin.host, clock, &mut threads);
+    stream(&admin.host, &[one.address()], &mut threads);
+    stream(&one.host, &[admin.address()], &mut threads);
+    std::thread::sleep(SECONDS(1));
+    admin.must(&["revoke", "gone", "--reason", "lost", "--yes"]);
+    let began = clock.now();
+    wait_until("a new access secret at the relay", SECONDS(10), || {
+        (metric(&e, "shadowmesh_relay_rotations_total") == 1).then_some(())
+    });
+    let rotated = clock.now() - began;
+    wait_until("links by it", SECONDS(10), || {
+        (metric(&e, "shadowmesh_relay_handshakes_total{kind=\"pseudonym\"}") >= 6).then_some(())
+    });
+    // Until the sessions from before have ended.
+    std::thread::sleep(SECONDS(70));
+    let runs = [lost(&there), lost(&back)];
+    let (most, at, _) = runs.into_iter().max().unwrap();
+    let all: u64 = runs.iter().map(|r| r.2).sum();
+    println!(
+        "rotated after {rotated:?}; {all} of {} packets lost, {most} in a row {:?} after `revoke`",
+        there.count() + back.count(),
+        at.saturating_sub(began)
+    );
+    drop(threads);
+    assert_eq!(metric(&e, "shadowmesh_relay_clients{kind=\"pseudonym\"}"), 2);
+    assert_eq!(metric(&e, "shadowmesh_relay_handshakes_total{kind=\"former\"}"), 0);
+    assert!(admin.log().contains("the relay has taken a new access secret"), "{}", admin.log());
+
+    // Who slept is let in to be told, and is back as ever.
+    two.must(&["up"]);
+    let clock = Clock::new();
+    one.host.must_reach(&two.address(), 20);
+    println!("who slept is reached after {:?}", clock.now());
+    let former = metric(&e, "shadowmesh_relay_handshakes_total{kind=\"former\"}");
+    assert!(former >= 1, "it came in by the former secret");
+    wait_until("a link by the new secret", SECONDS(10), || {
+        (metric(&e, "shadowmesh_relay_clients{kind=\"pseudonym\"}") == 3).then_some(())
+    });
+
+    // Who was revoked is told that, by the same narrow way, and has no other.
+    let _it_may_hear_that_at_once = gone.say(&["up"]);
+    wait_until("its device gone", SECONDS(20), || {
+        (!gone.host.ip("-o link").contains("sm-home")).then_some(())
+    });
+    assert!(metric(&e, "shadowmesh_relay_handshakes_total{kind=\"former\"}") > former);
+    assert_eq!(metric(&e, "shadowmesh_relay_clients{kind=\"pseudonym\"}"), 3);
+
+    let mut measured = Measured::new("rotation");
+    let what = "longest gap in two streams of 200 packets a second while access secrets change";
+    let gap = most as f64 * PACE.as_secs_f64();
+    measured.line("8-rotation-gap", what, gap, "s", "< 1", gap < 1.0);
+    let what = "from the end of `revoke` to the relay's new access secret";
+    measured.line("8-rotation", what, rotated.as_secs_f64(), "s", "<= 5", rotated <= SECONDS(5));
+    drop(measured);
+    assert!(gap < 1.0 && rotated <= SECONDS(5));
+}
+
+/// Killed at any moment after a revocation, the admin's daemon sees to the new secret when it is back.
+#[test]
+fn an_admin_killed_after_a_revocation_rotates_all_the_same() {
+    let names = ["admin", "one", "gone"];
+    let e = Evening::with_relay("rotation and crash", &names, &["--http", "127.0.0.1:9090"]);
+    e.network("home");
+    let [admin, one, gone] = &e.machines[..] else { panic!("three machines") };
+    one.host.must_reach(&gone.address(), 20);
+    gone.must(&["down"]);
+    admin.must(&["revoke", "gone", "--yes"]);
+    // The relay is asked a second later, and answers within a few milliseconds.
+    std::thread::sleep(MILLIS(900));
+    admin.crash();
+    admin.must(&["up"]);
+    wait_until("a new access secret at the relay", SECONDS(10), || {
+        (metric(&e, "shadowmesh_relay_rotations_total") == 1).then_some(())
+    });
+    one.host.must_reach(&admin.address(), 20);
+    std::thread::sleep(SECONDS(70));
+    one.host.must_reach(&admin.address(), 20);
+    assert_eq!(metric(&e, "shadowmesh_relay_clients{kind=\"pseudonym\"}"), 2);
+    assert_eq!(metric(&e, "shadowmesh_relay_rotations_total"), 1);
 }

@@ -31,6 +31,9 @@ pub enum JoinError {
     /// The relay does not know the token, or somebody used it.
     #[error("the relay refuses this URL: its token was used already, or is not one of its own")]
     TokenUsed,
+    /// The relay registers nobody without a token.
+    #[error("the relay does not know this network, and registers none without a token")]
+    Unregistered,
     /// The relay takes no more.
     #[error("the relay is full")]
     RelayFull,
@@ -185,7 +188,7 @@ impl AtRelay {
                     return Some(Relayed::Down);
                 }
                 LinkEvent::Failed => self.failures += 1,
-                LinkEvent::Back => {}
+                LinkEvent::Heard | LinkEvent::Back => {}
                 LinkEvent::Control(c) => return Some(Relayed::Control(c)),
             }
         }

@@ -129,6 +129,7 @@ impl Registrar {
                         }),
                         Status::Busy => Err(JoinError::RelayFull),
                         Status::Pending => continue,
+                        Status::Unknown => Err(JoinError::Unregistered),
                         _ => Err(JoinError::TokenUsed),
                     });
                 }

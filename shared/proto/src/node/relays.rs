@@ -26,6 +26,10 @@ pub(super) struct Link {
     place: HostPort,
     access: Arc<Secret<32>>,
     down_since: Option<Time>,
+    /// It takes the place of another link to the same relay, which carries until this one does.
+    follows: bool,
+    /// What the data half is to send by, once the relay has been heard.
+    coming: Option<(SocketAddr, u32, Secret<32>)>,
 }
 
 impl Link {
@@ -97,7 +101,8 @@ impl Node {
             let link =
                 RelayLink::new(relay.0, address, credential, self.config.suites.clone(), self.instance, now);
             let number = known.unwrap_or(self.links.len());
-            let link = Link { link, place: place.clone(), access, down_since: None };
+            let follows = known.is_some_and(|i| self.links[i].is_up());
+            let link = Link { link, place: place.clone(), access, down_since: None, follows, coming: None };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),
@@ -199,6 +204,11 @@ impl Node {
                     self.relay_up(now, i, grant, address, &up, down);
                     self.events.push_back(Event::RelayUp(relay));
                 }
+                LinkEvent::Heard => {
+                    if let Some(legs) = self.links[i].coming.take() {
+                        self.install_legs(i, legs);
+                    }
+                }
                 LinkEvent::Back => {
                     // What came meanwhile is lost.
                     for p in self.peers_by(i) {
@@ -207,6 +217,7 @@ impl Node {
                 }
                 LinkEvent::Down(_) => {
                     self.links[i].down_since = Some(now);
+                    self.links[i].coming = None;
                     self.dirty = true;
                     self.events.push_back(Event::RelayDown(relay));
                 }
@@ -242,10 +253,12 @@ impl Node {
         down: shadowmesh_crypto::secret::Secret<32>,
     ) {
         let relay = i as u32;
-        // The link itself counts as the relay's thread 0; sealer n is its thread n + 1.
-        for thread in 0..=self.config.data_threads {
-            let leg = RelayLeg::new(address, grant.slot, thread as u8 + 1, up.duplicate());
-            self.install(Install::Relay { thread, relay, leg });
+        let legs = (address, grant.slot, up.duplicate());
+        if std::mem::take(&mut self.links[i].follows) {
+            // A frame that overtakes the confirmation would be lost: the link before carries until the relay is heard.
+            self.links[i].coming = Some(legs);
+        } else {
+            self.install_legs(i, legs);
         }
         self.install(Install::RelayDown { relay, slot: grant.slot, key: down });
         self.dirty = true;
@@ -269,6 +282,15 @@ impl Node {
             if wanted && now.since(since) >= GIVEN_UP {
                 peer.unanswered = super::alive::SUSPECT;
             }
+        }
+    }
+
+    /// The data half sends by this link from now on.
+    fn install_legs(&mut self, i: usize, (address, slot, up): (SocketAddr, u32, Secret<32>)) {
+        // The link itself counts as the relay's thread 0; sealer n is its thread n + 1.
+        for thread in 0..=self.config.data_threads {
+            let leg = RelayLeg::new(address, slot, thread as u8 + 1, up.duplicate());
+            self.install(Install::Relay { thread, relay: i as u32, leg });
         }
     }
 
