@@ -10,7 +10,7 @@ use shadowmesh_host::netlink::{self, Netlink, NetlinkError};
 use shadowmesh_host::tap::{Tap, TapError, TapOptions};
 use shadowmesh_host::udp::{Udp, UdpError};
 use shadowmesh_identity::fact::Roles;
-use shadowmesh_identity::{Fact, Genesis, Invalid, Name, NetworkId, NodeId, Roster};
+use shadowmesh_identity::{DAY, Fact, Genesis, Invalid, Name, NetworkId, NodeId, Roster};
 use shadowmesh_proto::{NodeConfig, Route, Time};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +18,9 @@ use std::sync::Arc;
 
 /// Frames that wait in the kernel for us.
 const TXQUEUELEN: u32 = 64;
+
+/// Seconds before a certificate's end from which on that is said.
+const WARN_AHEAD: u64 = 45 * DAY;
 
 /// A network, opened or not.
 pub struct Network {
@@ -310,6 +313,7 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
         status.roles = roles(own.roles());
         status.device = own.name().to_owned();
         status.certificate_ends = Some(rfc3339(own.certificate.not_after));
+        status.problems.extend(ends_soon(own.certificate.not_after, node.unix(now), &status.name));
     }
     let places: Vec<_> = node.relay_status();
     let ago = |t: Time| now.since(t).as_secs_f64();
@@ -374,6 +378,19 @@ fn not_accepted(why: &Invalid, network: &str, clock: u64) -> String {
         ),
         why => format!("this machine is not accepted in \"{network}\": {}", with_dates(&why.to_string())),
     }
+}
+
+/// A warning in the weeks before a certificate ends. It is renewed sixty days ahead, so that something keeps that from
+/// happening.
+fn ends_soon(not_after: u64, now: u64, network: &str) -> Option<String> {
+    let soon = (now..now + WARN_AHEAD).contains(&not_after);
+    soon.then(|| {
+        format!(
+            "this machine's certificate of \"{network}\" ends on {}, and no admin's machine has renewed it. Bring one up \
+             that reaches this machine (shadowmesh peers says who is admin); after that day, only a new invite helps.",
+            date(not_after)
+        )
+    })
 }
 
 /// Finds a member by name, overlay address, NodeId or the beginning of one.
@@ -479,6 +496,17 @@ pub fn overlaps(a: (Ipv4Addr, u8), b: (Ipv4Addr, u8)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_certificate_is_said_weeks_before() {
+        let (now, day) = (1_800_000_000, 86_400);
+        for (left, said) in [(200, false), (46, false), (44, true), (1, true)] {
+            assert_eq!(ends_soon(now + left * day, now, "home").is_some(), said, "{left} days");
+        }
+        // Once it has ended, that is said in other words.
+        assert_eq!(ends_soon(now - 1, now, "home"), None);
+        assert!(ends_soon(now + day, now, "home").unwrap().contains("ends on 16 January 2027"));
+    }
 
     #[test]
     fn networks_overlap_when_one_holds_the_other() {

@@ -518,6 +518,7 @@ impl Loop {
             Event::Admitted { node, name } => {
                 info!(%network, peer = %name, node = %node.short(), "member was admitted")
             }
+            Event::Renewed(peer) => info!(%network, peer = %self.name_of(&peer), "certificate was renewed"),
             Event::Resolve { relay, host, port } => self.resolve(relay, host, port),
             Event::Rotate { relay, place, owner, access } => self.rotate(relay, place, owner, access),
             Event::PeerUp(peer, _) => info!(%network, peer = %self.name_of(&peer), "peer is up"),

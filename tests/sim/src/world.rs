@@ -529,7 +529,8 @@ impl World {
         let sender = macs.iter().position(|m| frame.get(6..12) == Some(&m[..]));
         if let Some(s) = sender {
             let id = self.nodes[s].id;
-            let valid = self.nodes[n].endpoint.node.roster().is_valid(&id, EPOCH);
+            let node = &self.nodes[n].endpoint.node;
+            let valid = node.roster().is_valid(&id, node.unix(self.now));
             assert!(valid.is_ok(), "I3: node {n} took a frame of node {s}, whose tombstone it holds");
         }
     }

@@ -1,6 +1,7 @@
 //! Invites that this node gave, and the joiners that come with them; revoking.
 
 use super::aside::Aside;
+use super::renewal::CERTIFICATE_LIFETIME;
 use super::{Event, Node};
 use crate::Time;
 use crate::batch::Plain;
@@ -26,8 +27,6 @@ const GUEST_LIFETIME: Duration = Duration::from_secs(60);
 const LOCATOR_LIFETIME: u32 = 3600;
 const LOCATOR_RENEW: Duration = Duration::from_secs(1800);
 const LOCATOR_REPEAT: Duration = Duration::from_millis(500);
-/// A certificate lives a year.
-const CERTIFICATE_LIFETIME: u64 = 365 * DAY;
 
 /// An invite that can be used now.
 pub(super) struct OpenInvite {

@@ -15,6 +15,7 @@ mod own;
 mod peer;
 mod rekey;
 mod relays;
+mod renewal;
 mod rotation;
 mod session;
 mod sessions;
@@ -109,6 +110,8 @@ pub enum Event {
         /// Under which name.
         name: String,
     },
+    /// A member's certificate ended soon, and was renewed.
+    Renewed(NodeId),
     /// A relay's name needs an address: [`Node::set_relay_address`].
     Resolve {
         /// The node's number for it.
@@ -469,6 +472,7 @@ impl Node {
             self.refresh_invites(now);
             self.guests_expire(now);
             self.farewells_expire(now);
+            self.renew_certificates(now);
             self.refresh_rotations(now);
         }
         if self.locators_due().is_some_and(|d| d <= now) {
