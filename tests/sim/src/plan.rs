@@ -175,7 +175,7 @@ impl Plan {
                         w.nodes[0].endpoint.node.add_fact(now, CAST.tombstone(n, seq));
                         w.nodes[0].endpoint.settle(now);
                         // One that heard of its end would stop by itself, and prove nothing of the others.
-                        if self.seed % 4 != 0 {
+                        if !self.seed.is_multiple_of(4) {
                             w.deaf.insert(address(n));
                         }
                         w.drain(0);
