@@ -88,11 +88,11 @@ pub struct Start {
 ///
 /// # Errors
 ///
-/// [`Problem`]: the machine's own, or no socket could be had.
+/// The machine's own within; [`Problem`]: no socket could be had.
 pub fn run<M: Machine>(
     make: impl FnOnce(Start) -> M,
     mut waiting: impl FnMut(&'static str),
-) -> Result<M::Outcome, Problem> {
+) -> Result<Result<M::Outcome, JoinError>, Problem> {
     let udp = sockets()?;
     let clock = Clock::new();
     let now = || Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX));
@@ -115,7 +115,7 @@ pub fn run<M: Machine>(
             let _lost = udp.send_to(to, &datagram);
         }
         if let Some(outcome) = machine.outcome() {
-            return outcome.map_err(|e| problem(&e));
+            return Ok(outcome);
         }
         if machine.waiting() != told {
             told = machine.waiting();
@@ -152,12 +152,12 @@ pub fn resolve(place: &HostPort) -> Result<SocketAddr, Problem> {
 }
 
 /// A machine's error in three parts.
-fn problem(error: &JoinError) -> Problem {
+pub fn problem(error: &JoinError) -> Problem {
     let what = with_dates(&error.to_string());
     match error {
         JoinError::NoRelay => Problem::new(Exit::NoAnswer, what)
             .fix("Check that the relay runs, and that UDP to it is not blocked:  shadowmesh netcheck"),
-        JoinError::TokenUsed => Problem::new(Exit::Refused, what)
+        JoinError::Unregistered | JoinError::TokenUsed => Problem::new(Exit::Refused, what)
             .fix("Ask the relay's host for a new URL:  shadowmesh-relay token new"),
         JoinError::RelayFull => Problem::failed(what).fix("Ask its host, or take another relay."),
         JoinError::NoInviter | JoinError::Timeout => Problem::new(Exit::NoAnswer, what)
@@ -166,6 +166,9 @@ fn problem(error: &JoinError) -> Problem {
             .fix("Do not go on. Ask who made the invite to send it again, by another way."),
         JoinError::Used(_) | JoinError::Expired(_) => Problem::new(Exit::Refused, what)
             .fix("Ask for a new one:  shadowmesh invite <name>      (or --reusable for several machines)"),
+        JoinError::Revoked(_) => {
+            Problem::new(Exit::Refused, what).fix("Ask an admin for a new invite:  shadowmesh invite <name>")
+        }
         JoinError::Refused(_) => Problem::new(Exit::Refused, what),
         JoinError::BadBundle(_) => Problem::failed(what),
     }

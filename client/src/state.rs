@@ -77,6 +77,8 @@ pub struct Saved {
     pub facts: Vec<Vec<u8>>,
     /// Own keys.
     pub keys: OwnKeys,
+    /// Owner secrets, by relay.
+    pub owners: Vec<(NodeId, Secret<32>)>,
     /// Invites made here.
     pub invites: InviteBook,
     /// Meta data.
@@ -352,7 +354,9 @@ impl NetworkState {
         let meta = serde_json::from_slice(&needed("meta")?).map_err(|e| bad("meta", &e))?;
         let keys = optional("keys")?.map(|b| decode_keys(&b).map_err(|e| bad("keys", &e)));
         let invites = optional("invites")?.map(|b| InviteBook::decode(&b).map_err(|e| bad("invites", &e)));
+        let owners = optional("owner")?.map(|b| decode_owners(&b).map_err(|e| bad("owner", &e)));
         Ok(Saved {
+            owners: owners.transpose()?.unwrap_or_default(),
             genesis,
             facts,
             keys: keys.transpose()?.unwrap_or_default(),
@@ -429,6 +433,14 @@ fn encode_owners(owners: &[(NodeId, Secret<32>)]) -> Zeroizing<Vec<u8>> {
         out.extend_from_slice(secret.expose());
     }
     out
+}
+
+fn decode_owners(mut bytes: &[u8]) -> Result<Vec<(NodeId, Secret<32>)>, ParseError> {
+    let mut owners = vec![];
+    while !bytes.is_empty() {
+        owners.push((NodeId(take(&mut bytes)?), Secret::new(take(&mut bytes)?)));
+    }
+    Ok(owners)
 }
 
 const KEYS_VERSION: u8 = 1;
@@ -537,6 +549,8 @@ mod tests {
         let saved = state.network(&home).unwrap().load().unwrap();
         assert_eq!(saved.facts, network(&seed).facts);
         assert_eq!(saved.meta, network(&seed).meta);
+        assert_eq!(saved.owners, network(&seed).owners);
+        assert!(decode_owners(&[0; 65]).is_err());
         assert_eq!((saved.keys.leaves[0].leaf, saved.keys.leaves[0].not_after), ([9; 32], 77));
         assert_eq!(*saved.keys.pseudonyms[0].1, vec![6; 50]);
         state.remove_network(&home).unwrap();

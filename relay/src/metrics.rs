@@ -85,7 +85,12 @@ impl Collector for Report {
         }
         let mut family =
             encoder.encode_descriptor("handshakes", "Handshakes answered", None, MetricType::Counter)?;
-        for (kind, value) in [("pseudonym", c.handshakes_pseudonym), ("anonymous", c.handshakes_anonymous)] {
+        let kinds = [
+            ("pseudonym", c.handshakes_pseudonym),
+            ("former", c.handshakes_former),
+            ("anonymous", c.handshakes_anonymous),
+        ];
+        for (kind, value) in kinds {
             ConstCounter::new(value).encode(family.encode_family(&[("kind", kind)])?)?;
         }
         let mut family = encoder.encode_descriptor(

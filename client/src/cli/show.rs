@@ -39,6 +39,7 @@ pub async fn status(at: &At<'_>) -> Result<(), Problem> {
 fn network_lines(n: &NetworkStatus) -> Vec<String> {
     let reachable = n.peers.iter().filter(|p| p.path != "none" && p.secured.is_some()).count();
     let state = match (n.up, n.peers.len()) {
+        (false, _) if n.ended.is_some() => "revoked".to_owned(),
         (false, _) => "down".to_owned(),
         (true, 0) => "no other members yet".to_owned(),
         (true, all) => format!("{reachable} of {all} peers reachable"),
@@ -88,6 +89,9 @@ fn row(p: &PeerStatus) -> Vec<String> {
 pub async fn peers(at: &At<'_>) -> Result<(), Problem> {
     let printer = at.printer;
     let network: NetworkStatus = at.client.get(&at.path("").await?).await?;
+    if let Some(ended) = network.ended {
+        return Err(ended);
+    }
     if printer.json {
         printer.object(&serde_json::json!({
             "schema": "shadowmesh/peers/1", "network": network.name, "peers": network.peers,

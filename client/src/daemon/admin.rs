@@ -8,7 +8,7 @@ use shadowmesh_control::{CreateInvite, Exit, Invite, InviteEntry, Invites, Probl
 use shadowmesh_crypto::Hash;
 use shadowmesh_identity::book::{Record, Terms};
 use shadowmesh_identity::fact::{Reason, Roles};
-use shadowmesh_identity::{Invalid, Name, Seed};
+use shadowmesh_identity::{Name, Seed};
 use shadowmesh_proto::AdminError;
 
 /// Hexadecimal digits of an invite's id, as people see it.
@@ -238,19 +238,10 @@ pub async fn leave(State(daemon): Shared, Path(name): Path<String>) -> Answer<se
         let networks = daemon.networks.lock().await;
         name.parse::<Name>().ok().filter(|n| networks.contains_key(n)).ok_or_else(|| no_network(&name))?
     };
-    if let Ok((_, engine)) = daemon.engine(&name).await {
-        let revoked = engine.call(|inside| {
-            let node = &inside.endpoint.node;
-            matches!(
-                node.roster().is_valid(&node.id(), node.unix(inside.now)),
-                Err(Invalid::Revoked | Invalid::IssuerRevoked)
-            )
-        });
-        if revoked.await.unwrap_or(false) {
-            let networks = daemon.networks.lock().await;
-            if let Some(n) = networks.get(&known) {
-                daemon.state.set_incarnation(&n.genesis.id(), n.meta.incarnation + 1)?;
-            }
+    {
+        let networks = daemon.networks.lock().await;
+        if let Some(n) = networks.get(&known).filter(|n| n.why_revoked().is_some()) {
+            daemon.state.set_incarnation(&n.genesis.id(), n.meta.incarnation + 1)?;
         }
     }
     daemon.close(&known, "this machine has left it").await;

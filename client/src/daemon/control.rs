@@ -135,6 +135,9 @@ impl Daemon {
         let network = name.parse::<Name>().ok().and_then(|n| networks.get(&n));
         let network = network.ok_or_else(|| no_network(name))?;
         let engine = network.engine.clone().ok_or_else(|| {
+            if let Some(ended) = network.failure.as_ref().filter(|_| network.is_ended()) {
+                return ended.clone();
+            }
             let why = network.failure.as_ref().map_or("it is down", |p| &p.what);
             Problem::failed(format!("\"{name}\" is not up: {why}")).fix("Bring it up:  sudo shadowmesh up")
         })?;

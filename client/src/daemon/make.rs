@@ -12,7 +12,7 @@ use shadowmesh_identity::fact::Body;
 use shadowmesh_identity::{
     Access, Bridge, Certificate, DAY, Fact, Genesis, Invite, Name, NodeId, RelayUrl, Roles, Seed, address,
 };
-use shadowmesh_proto::join::{JoinConfig, Joined, Joiner, Registered, Registrar};
+use shadowmesh_proto::join::{JoinConfig, JoinError, Joined, Joiner, Registered, Registrar};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -23,8 +23,6 @@ const LIFETIME: u64 = 365 * DAY;
 /// The first session with the inviter is waited for that long; it may come later.
 const FIRST_PEER: Duration = Duration::from_secs(5);
 
-/// What an inviter says of an identity that was revoked.
-const REVOKED: &str = "identity was revoked";
 /// So often a machine may have been revoked in one network.
 const MAX_INCARNATION: u32 = 100;
 
@@ -125,12 +123,8 @@ pub async fn create(
     let mut owners = vec![];
     for (n, url) in urls.into_iter().enumerate() {
         let registered = register(&daemon, &url, &lines).await?;
-        let access = Access {
-            address: url.address.clone(),
-            tag: registered.tag,
-            secret: registered.access,
-            generation: 0,
-        };
+        let access =
+            Access { address: url.address.clone(), tag: registered.tag, secret: registered.access, ended: 0 };
         facts.push(signed(n as u64 + 2, Body::Access(access), false, url.relay)?);
         owners.push((url.relay, registered.owner));
         let rtt = registered.rtt.map(|r| format!("  {}", ms(r))).unwrap_or_default();
@@ -153,6 +147,9 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
     let network = invite.network;
     for n in daemon.networks.lock().await.values() {
         if n.genesis.id() == network {
+            if let Some(ended) = n.failure.as_ref().filter(|_| n.is_ended()) {
+                return Err(ended.clone());
+            }
             return Err(Problem::failed(format!("this machine is in \"{}\" already", n.name))
                 .fix("See how it is:  shadowmesh status")
                 .fix(format!("To join anew:  shadowmesh leave --network {}", n.name)));
@@ -169,21 +166,30 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
         daemon.state.store_seed(&seed)?;
     }
     let mut incarnation = daemon.state.incarnation(&network)?;
+    let mut revoked = None;
     let (joined, node) = loop {
         let identity = Arc::new(seed.identity_key(&network, incarnation).map_err(crypto("the identity"))?);
         let node = NodeId::of(identity.public());
-        match ask(&daemon, &asked.url, identity, device.clone(), &lines).await {
+        match ask(&daemon, &asked.url, identity, device.clone(), &lines).await? {
             Ok(joined) => break (joined, node),
             // A revoked identity never comes back; the seed has others, and the invite is not used up by asking.
-            Err(p)
-                if p.exit == Exit::Refused && p.what.contains(REVOKED) && incarnation < MAX_INCARNATION =>
-            {
+            Err(JoinError::Revoked(why)) if incarnation < MAX_INCARNATION => {
                 incarnation += 1;
-                daemon.state.set_incarnation(&network, incarnation)?;
+                revoked = Some(why);
             }
-            Err(p) => return Err(p),
+            Err(e @ (JoinError::Used(_) | JoinError::Expired(_) | JoinError::Refused(_))) => {
+                // By the revoked identity itself, perhaps.
+                return Err(match revoked {
+                    Some(why) => errand::problem(&JoinError::Revoked(format!("{why}, and {e}"))),
+                    None => errand::problem(&e),
+                });
+            }
+            Err(e) => return Err(errand::problem(&e)),
         }
     };
+    if revoked.is_some() {
+        daemon.state.set_incarnation(&network, incarnation)?;
+    }
     let parsed: Vec<Fact> = joined.facts.iter().filter_map(|f| Fact::parse(f).ok()).collect();
     let certificate =
         |of: NodeId| parsed.iter().filter(|f| f.subject() == of).filter_map(|f| f.certificate()).next_back();
@@ -207,7 +213,7 @@ async fn ask(
     identity: Arc<SigningKey>,
     name: Name,
     lines: &Lines,
-) -> Result<Joined, Problem> {
+) -> Result<Result<Joined, JoinError>, Problem> {
     let invite: Invite = url.parse().map_err(|e| bad("this is no invite", e))?;
     let suites = daemon.config.read().unwrap_or_else(PoisonError::into_inner).crypto.preferred();
     let waiting = waiting_lines(lines);
@@ -297,7 +303,8 @@ async fn register(daemon: &Daemon, url: &RelayUrl, lines: &Lines) -> Result<Regi
     let waiting = waiting_lines(lines);
     apart(move || {
         let address = errand::resolve(&place)?;
-        errand::run(|s: Start| Registrar::new(relay, address, token, suites, s.now, s.unix, s.seed), waiting)
+        errand::run(|s: Start| Registrar::new(relay, address, token, suites, s.now, s.unix, s.seed), waiting)?
+            .map_err(|e| errand::problem(&e))
     })
     .await
     .map_err(|mut p| {

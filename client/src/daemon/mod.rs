@@ -10,7 +10,7 @@ mod make;
 mod network;
 
 use crate::config::Config;
-use crate::engine::{Engine, Setup};
+use crate::engine::{End, Engine, Setup};
 use crate::logging;
 use crate::paths::Paths;
 use crate::state::{self, State};
@@ -49,7 +49,7 @@ pub struct Daemon {
     since: String,
     /// Who started it; may change things, too, when that was not root.
     started_by: u32,
-    ended: mpsc::UnboundedSender<(Name, String)>,
+    ended: mpsc::UnboundedSender<(Name, End)>,
     stop: Notify,
 }
 
@@ -275,7 +275,7 @@ impl Daemon {
     async fn serve(
         self: Arc<Self>,
         listener: UnixListener,
-        mut endings: mpsc::UnboundedReceiver<(Name, String)>,
+        mut endings: mpsc::UnboundedReceiver<(Name, End)>,
     ) -> Result<(), Problem> {
         let listener = tokio::net::UnixListener::from_std(listener)
             .map_err(|e| Problem::failed(format!("the control socket could not be served: {e}")))?;
@@ -295,10 +295,14 @@ impl Daemon {
                 _ = hangup.recv() => self.reload().await,
                 _ = upkeep.tick() => self.keep_up().await,
                 Some((name, why)) = endings.recv() => {
-                    error!(network = %name, "{why}");
                     if let Some(n) = self.networks.lock().await.get_mut(&name) {
-                        n.engine = None;
-                        n.failure = Some(Problem::failed(why));
+                        let failure = match why {
+                            End::Broken(why) => Problem::failed(why),
+                            End::Revoked => n.why_revoked().unwrap_or_else(|| Problem::failed("it was revoked")),
+                        };
+                        error!(network = %name, "{}", failure.what);
+                        (n.engine, n.ipv4, n.warnings) = (None, None, vec![]);
+                        n.failure = Some(failure);
                     }
                 }
             }
@@ -322,7 +326,7 @@ impl Daemon {
         for network in self.networks.lock().await.values_mut() {
             if network.engine.is_some() {
                 self.keep_addresses(network).await;
-            } else if network.meta.up {
+            } else if network.meta.up && !network.is_ended() {
                 again.push((network.name.clone(), network.failure.as_ref().map(|p| p.what.clone())));
             }
         }

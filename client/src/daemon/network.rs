@@ -10,7 +10,7 @@ use shadowmesh_host::netlink::{self, Netlink, NetlinkError};
 use shadowmesh_host::tap::{Tap, TapError, TapOptions};
 use shadowmesh_host::udp::{Udp, UdpError};
 use shadowmesh_identity::fact::Roles;
-use shadowmesh_identity::{Fact, Genesis, Invalid, Name, NetworkId, NodeId};
+use shadowmesh_identity::{DAY, Fact, Genesis, Invalid, Name, NetworkId, NodeId, Roster};
 use shadowmesh_proto::{NodeConfig, Route, Time};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +18,9 @@ use std::sync::Arc;
 
 /// Frames that wait in the kernel for us.
 const TXQUEUELEN: u32 = 64;
+
+/// Seconds before a certificate's end from which on that is said.
+const WARN_AHEAD: u64 = 45 * DAY;
 
 /// A network, opened or not.
 pub struct Network {
@@ -45,11 +48,42 @@ pub struct Network {
     pub ipv4: Option<Ipv4Addr>,
 }
 
+/// Why a network that this node was revoked in does not run, and what to do; `None` while it is a member. Nobody's word
+/// is taken for it: the tombstone is among the stored facts, and verified.
+pub fn revoked(name: &Name, saved: &state::Saved, node: &NodeId) -> Option<Problem> {
+    let facts = || saved.facts.iter().filter_map(|f| Fact::parse(f).ok());
+    let issuers: Vec<NodeId> =
+        facts().filter(|f| f.subject() == *node && f.certificate().is_some()).map(|f| f.signer()).collect();
+    let about = |f: Fact| f.tombstone().is_some() && (f.subject() == *node || issuers.contains(&f.subject()));
+    if !facts().any(about) {
+        return None;
+    }
+    let (roster, _) = Roster::restore(saved.genesis.clone(), saved.facts.iter().cloned());
+    let tombstone = roster.ending(node)?;
+    let by = roster.name_of(&tombstone.signer());
+    let whom = if tombstone.subject() == *node {
+        "this machine was revoked".to_owned()
+    } else {
+        format!("{}, who let this machine in, was revoked", roster.name_of(&tombstone.subject()))
+    };
+    let reason = tombstone.tombstone().map_or(String::new(), |t| t.reason.to_string());
+    let what = format!(
+        "{whom} in \"{name}\" by {by} on {} (change {}, {reason}); it is no member any more",
+        date(tombstone.issued()),
+        tombstone.seq()
+    );
+    Some(
+        Problem::new(Exit::Refused, what)
+            .fix(format!("Leave it here:  sudo shadowmesh leave --network {name}"))
+            .fix("then ask an admin for a new invite (shadowmesh invite, there) and join by that."),
+    )
+}
+
 /// Opens device and sockets of a network. Nothing runs yet.
 pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Setup), Problem> {
     let files = state.network(name)?;
     let saved = files.load()?;
-    let (genesis, mut meta) = (saved.genesis, saved.meta);
+    let (genesis, mut meta) = (saved.genesis.clone(), saved.meta.clone());
     let id = genesis.id();
     let seed = state.seed()?.ok_or_else(|| {
         Problem::failed("the master seed is missing; without it this node has no identity")
@@ -59,6 +93,9 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         .identity_key(&id, meta.incarnation)
         .map_err(|e| Problem::failed(format!("the identity could not be made: {e}")))?;
     let node = NodeId::of(identity.public());
+    if let Some(p) = revoked(name, &saved, &node) {
+        return Err(p);
+    }
     let wanted = config.network(name);
     let udp = bind(config, &mut meta)?;
     files.save_meta(&meta).map_err(|e| state::problem(&e))?;
@@ -78,6 +115,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         facts: saved.facts,
         keys: saved.keys,
         root: root.map(Arc::new),
+        owners: saved.owners,
         invites: saved.invites,
         suites: config.crypto.preferred(),
         mtu: wanted.mtu.into(),
@@ -195,6 +233,16 @@ impl Network {
         })
     }
 
+    /// Why this node is no member any more, if it was revoked.
+    pub fn why_revoked(&self) -> Option<Problem> {
+        revoked(&self.name, &self.files.load().ok()?, &self.node)
+    }
+
+    /// It was revoked, as far as was seen: nothing brings it up again.
+    pub fn is_ended(&self) -> bool {
+        self.failure.as_ref().is_some_and(|p| p.exit == Exit::Refused)
+    }
+
     /// This node's IPv6 address.
     pub fn ipv6(&self) -> Ipv6Addr {
         self.node.ipv6(&self.genesis.id())
@@ -202,13 +250,17 @@ impl Network {
 
     /// What to show while nothing runs.
     pub fn resting(&self) -> NetworkStatus {
-        let mut problems: Vec<String> = self.failure.iter().map(|p| p.what.clone()).collect();
+        let ended = self.failure.clone().filter(|_| self.is_ended());
+        let failure = ended.as_ref().map(ToString::to_string);
+        let failure = failure.or_else(|| self.failure.as_ref().map(|p| p.what.clone()));
+        let mut problems: Vec<String> = failure.into_iter().collect();
         problems.extend(self.warnings.iter().cloned());
         NetworkStatus {
             name: self.name.to_string(),
             id: self.genesis.id().to_string(),
             up: false,
             problems,
+            ended,
             interface: self.config.interface.clone(),
             mtu: self.config.mtu.into(),
             device: self.meta.device.clone(),
@@ -245,14 +297,24 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
     }
     for peer in inside.refused.iter().filter_map(|p| node.roster().member(p)) {
         status.problems.push(format!(
-            "{} refuses this machine: it may have been revoked. To come back: shadowmesh leave, then join by a new invite.",
+            "{} refuses this machine, and has not shown why: it may have been revoked. To come back: shadowmesh leave, \
+             then join by a new invite.",
             peer.name()
+        ));
+    }
+    for (relay, place) in node.rotations() {
+        let Some(why) = inside.unrotated.get(&relay) else { continue };
+        status.problems.push(format!(
+            "the relay {} still takes the access secret that a revoked member knows: {why}. It is asked again twice a \
+             minute; the member is cut off from all others all the same.",
+            place.map_or_else(|| relay.short(), ToString::to_string)
         ));
     }
     if let Some(own) = node.roster().member(&node.id()) {
         status.roles = roles(own.roles());
         status.device = own.name().to_owned();
         status.certificate_ends = Some(rfc3339(own.certificate.not_after));
+        status.problems.extend(ends_soon(own.certificate.not_after, node.unix(now), &status.name));
     }
     let places: Vec<_> = node.relay_status();
     let ago = |t: Time| now.since(t).as_secs_f64();
@@ -316,12 +378,21 @@ fn not_accepted(why: &Invalid, network: &str, clock: u64) -> String {
             date(clock),
             date(*since)
         ),
-        Invalid::Revoked | Invalid::IssuerRevoked => format!(
-            "this machine is no member of \"{network}\" any more: {why}. To come back: shadowmesh leave, then join by a \
-             new invite."
-        ),
         why => format!("this machine is not accepted in \"{network}\": {}", with_dates(&why.to_string())),
     }
+}
+
+/// A warning in the weeks before a certificate ends. It is renewed sixty days ahead, so that something keeps that from
+/// happening.
+fn ends_soon(not_after: u64, now: u64, network: &str) -> Option<String> {
+    let soon = (now..now + WARN_AHEAD).contains(&not_after);
+    soon.then(|| {
+        format!(
+            "this machine's certificate of \"{network}\" ends on {}, and no admin's machine has renewed it. Bring one up \
+             that reaches this machine (shadowmesh peers says who is admin); after that day, only a new invite helps.",
+            date(not_after)
+        )
+    })
 }
 
 /// Finds a member by name, overlay address, NodeId or the beginning of one.
@@ -427,6 +498,17 @@ pub fn overlaps(a: (Ipv4Addr, u8), b: (Ipv4Addr, u8)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_certificate_is_said_weeks_before() {
+        let (now, day) = (1_800_000_000, 86_400);
+        for (left, said) in [(200, false), (46, false), (44, true), (1, true)] {
+            assert_eq!(ends_soon(now + left * day, now, "home").is_some(), said, "{left} days");
+        }
+        // Once it has ended, that is said in other words.
+        assert_eq!(ends_soon(now - 1, now, "home"), None);
+        assert!(ends_soon(now + day, now, "home").unwrap().contains("ends on 16 January 2027"));
+    }
 
     #[test]
     fn networks_overlap_when_one_holds_the_other() {

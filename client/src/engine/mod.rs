@@ -4,10 +4,13 @@
 //! threads that end with their answer. The order of draining is the node's contract: keys are installed by the endpoint;
 //! then events (what must be stored is stored), frames into the device, datagrams into the sockets, jobs to the worker.
 
+mod beside;
 mod outbox;
 
 use crate::state::NetworkState;
+use beside::Found;
 use outbox::Outbox;
+use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::ration::Ration;
 use shadowmesh_host::tap::{self, Tap};
@@ -16,11 +19,10 @@ use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::batch::Drops;
 use shadowmesh_proto::handshake::Source;
-use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work, WorkDone};
+use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -48,6 +50,15 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why a session ended, in the node's words, when the peer would not have it.
 const REFUSED: &str = "it refuses this node";
+
+/// Why a packet loop ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// In words: the device was deleted, mostly.
+    Broken(String),
+    /// This node was revoked; the tombstone is among the stored facts.
+    Revoked,
+}
 
 /// What a network is run with.
 pub struct Setup {
@@ -86,6 +97,8 @@ pub struct Inside<'a> {
     pub trouble: Option<&'a str>,
     /// Peers that have refused this node.
     pub refused: &'a HashSet<NodeId>,
+    /// Relays that have not taken a new access secret, and why.
+    pub unrotated: &'a HashMap<NodeId, String>,
     pongs: &'a mut HashMap<u64, mpsc::Sender<Pong>>,
     next_ping: &'a mut u64,
 }
@@ -113,12 +126,6 @@ enum Command {
     Shutdown,
 }
 
-/// Something that a helper thread found out.
-enum Found {
-    Work(Box<WorkDone>),
-    Address { relay: u32, host: String, port: u16, address: Option<SocketAddr> },
-}
-
 /// A running network.
 pub struct Engine {
     commands: SyncSender<Command>,
@@ -132,12 +139,12 @@ pub struct Engine {
 pub struct Gone;
 
 impl Engine {
-    /// Starts the threads. `ended` is told why, when the loop ends by itself: the device was deleted, mostly.
+    /// Starts the threads. `ended` is told why, when the loop ends by itself.
     ///
     /// # Errors
     ///
     /// What the system said.
-    pub fn start(setup: Setup, ended: impl FnOnce(String) + Send + 'static) -> io::Result<Engine> {
+    pub fn start(setup: Setup, ended: impl FnOnce(End) + Send + 'static) -> io::Result<Engine> {
         let waker = Waker::new()?;
         let (commands, inbox) = sync_channel(COMMANDS);
         let (found, findings) = sync_channel(JOBS * 2);
@@ -160,8 +167,13 @@ impl Engine {
             move || {
                 let mut engine = Loop::new(setup, waker, inbox, found, findings, jobs);
                 match engine.run() {
+                    Ok(()) if engine.revoked => {
+                        // Whoever hears of the end finds the device closed.
+                        drop(engine);
+                        ended(End::Revoked);
+                    }
                     Ok(()) => debug!(network = %name, "the packet loop has ended"),
-                    Err(e) => ended(e.to_string()),
+                    Err(e) => ended(End::Broken(e.to_string())),
                 }
             }
         })?;
@@ -237,6 +249,8 @@ struct Loop {
     pongs: HashMap<u64, mpsc::Sender<Pong>>,
     next_ping: u64,
     refused: HashSet<NodeId>,
+    unrotated: HashMap<NodeId, String>,
+    suites: Vec<Suite>,
     unsaved_facts: bool,
     unsaved_keys: bool,
     unsaved_invites: bool,
@@ -246,6 +260,7 @@ struct Loop {
     upkeep: Time,
     frame: usize,
     ending: bool,
+    revoked: bool,
 }
 
 impl Loop {
@@ -261,6 +276,7 @@ impl Loop {
         let frame = setup.node.mtu + FRAME_OVERHEAD;
         let mut fragment = [0; 4];
         fragment.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
+        let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
         Loop {
             endpoint: Endpoint::new(node, frame, u32::from_be_bytes(fragment)),
@@ -278,6 +294,8 @@ impl Loop {
             pongs: HashMap::new(),
             next_ping: 0,
             refused: HashSet::new(),
+            unrotated: HashMap::new(),
+            suites,
             unsaved_facts: false,
             unsaved_keys: false,
             unsaved_invites: false,
@@ -286,6 +304,7 @@ impl Loop {
             upkeep: Time(0),
             frame,
             ending: false,
+            revoked: false,
         }
     }
 
@@ -519,7 +538,9 @@ impl Loop {
             Event::Admitted { node, name } => {
                 info!(%network, peer = %name, node = %node.short(), "member was admitted")
             }
+            Event::Renewed(peer) => info!(%network, peer = %self.name_of(&peer), "certificate was renewed"),
             Event::Resolve { relay, host, port } => self.resolve(relay, host, port),
+            Event::Rotate { relay, place, owner, access } => self.rotate(relay, place, owner, access),
             Event::PeerUp(peer, _) => info!(%network, peer = %self.name_of(&peer), "peer is up"),
             Event::PeerDown(peer, why) => info!(%network, peer = %self.name_of(&peer), why, "peer is down"),
             Event::Pong { peer: _, id, rtt, source } => {
@@ -530,33 +551,17 @@ impl Loop {
             Event::RelayUp(relay) => info!(%network, relay = %relay.short(), "relay is up"),
             Event::RelayDown(relay) => warn!(%network, relay = %relay.short(), "relay is down"),
             Event::Revoked(peer) => info!(%network, peer = %self.name_of(&peer), "member was revoked"),
-            Event::SelfRevoked => warn!(%network, "this node was revoked; it is no member any more"),
+            Event::SelfRevoked => {
+                let node = &self.endpoint.node;
+                let by = node.roster().ending(&node.id()).map(|t| node.roster().name_of(&t.signer()));
+                warn!(%network, by = by.unwrap_or_default(), "this machine was revoked; it is no member any more");
+                (self.revoked, self.ending) = (true, true);
+            }
         }
     }
 
     fn name_of(&self, node: &NodeId) -> String {
         self.endpoint.node.roster().member(node).map_or_else(|| node.short(), |m| m.name().to_owned())
-    }
-
-    /// Looks a relay's name up on a thread of its own: that may take half a minute.
-    fn resolve(&mut self, relay: u32, host: String, port: u16) {
-        let (found, waker) = (self.found.clone(), self.waker.clone());
-        let (v4, v6) = (self.reaches(false), self.reaches(true));
-        let asked = (relay, host.clone(), port);
-        let thread = std::thread::Builder::new().name("sm-resolve".into()).spawn(move || {
-            let addresses = (host.as_str(), port).to_socket_addrs().into_iter().flatten();
-            let address = addresses.into_iter().find(|a| if a.is_ipv4() { v4 } else { v6 });
-            let _loop_ended = found.send(Found::Address { relay, host, port, address });
-            waker.wake();
-        });
-        if thread.is_err() {
-            self.unresolved.push(asked);
-        }
-    }
-
-    fn reaches(&self, v6: bool) -> bool {
-        let any = if v6 { SocketAddr::from(([0u8; 16], 1)) } else { SocketAddr::from(([0u8; 4], 1)) };
-        self.udp.reaches(&any)
     }
 
     fn findings(&mut self) {
@@ -566,6 +571,10 @@ impl Loop {
                 Found::Work(done) => self.endpoint.handle_work(now, *done),
                 Found::Address { relay, address: Some(address), .. } => {
                     self.endpoint.node.set_relay_address(now, relay, address);
+                    self.endpoint.settle(now);
+                }
+                Found::Rotated { relay, access, trouble } => {
+                    self.rotated(now, &relay, access, trouble);
                     self.endpoint.settle(now);
                 }
                 Found::Address { relay, host, port, address: None } => {
@@ -589,6 +598,7 @@ impl Loop {
                         drops: &self.drops,
                         trouble: self.trouble.as_deref(),
                         refused: &self.refused,
+                        unrotated: &self.unrotated,
                         pongs: &mut self.pongs,
                         next_ping: &mut self.next_ping,
                     });

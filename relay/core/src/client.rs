@@ -23,8 +23,17 @@ const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
 pub(crate) enum Scope {
     /// The others of its network (its number).
     Network(u32),
+    /// It showed a former access secret of this network: those who showed the current one, to be told it.
+    Former(u32),
     /// Nobody, or the owner of a locator for a while: handle and end.
     Anonymous(Option<(u64, Time)>),
+}
+
+impl Scope {
+    /// Of a network, by its current secret? Others are fewer, slower, and stay for ten minutes at most.
+    pub fn is_current(&self) -> bool {
+        matches!(self, Scope::Network(_))
+    }
 }
 
 /// A question to the address that a client seems to have moved to.
@@ -43,6 +52,8 @@ pub(crate) struct Client {
     pub scope: Scope,
     /// Its first packet has come; nothing is done for it before. [P-CONFIRM]
     pub confirmed: bool,
+    /// Another session of its handle has taken its place: what is on its way is still forwarded, until it ends.
+    pub replaced: bool,
     /// Count of handshakes: of two with one handle, the later wins.
     pub born: u64,
     /// The network's access secret that it showed: count of its rotations.
@@ -90,6 +101,7 @@ impl Client {
             address: n.address,
             scope: n.scope,
             confirmed: false,
+            replaced: false,
             born: n.born,
             generation: n.generation,
             last: now,

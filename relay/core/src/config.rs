@@ -43,6 +43,10 @@ pub struct Config {
     /// Sessions begun under an access secret that has been rotated end so long after the rotation: members learn the
     /// new secret meanwhile, perhaps by this relay.
     pub rotation_grace: Duration,
+    /// A former access secret opens a session for so long, in which current clients can be asked for the new one.
+    pub former_lifetime: Duration,
+    /// Bytes a second that such a client may send, or be sent.
+    pub former_rate: u64,
 }
 
 impl Default for Config {
@@ -68,7 +72,9 @@ impl Default for Config {
             network_rate: None,
             anonymous_rate: 256 << 10,
             idle: Duration::from_secs(90),
-            rotation_grace: Duration::from_secs(600),
+            rotation_grace: Duration::from_secs(60),
+            former_lifetime: Duration::from_secs(30 * 86_400),
+            former_rate: 32 << 10,
         }
     }
 }

@@ -10,9 +10,11 @@ use shadowmesh_wire::{Reader, WireError, Writer};
 use std::collections::BTreeSet;
 use zeroize::Zeroizing;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Networks and used tokens that a state may claim to hold: beyond it, it is damaged.
 const MAX_ENTRIES: u32 = 1 << 20;
+/// Former access secrets of one network: of more rotations, who missed them all is out.
+pub(crate) const MAX_FORMER: usize = 8;
 const MAX_LEAVES: usize = 4;
 const MAX_BLOB: u32 = 64 << 10;
 
@@ -33,6 +35,26 @@ pub(crate) struct Network {
     pub tag: [u8; 32],
     /// What clients prove to know.
     pub access: Secret<32>,
+    /// What they proved to know before, the latest first.
+    pub former: Vec<Former>,
+}
+
+/// An access secret that was rotated out.
+pub(crate) struct Former {
+    pub secret: Secret<32>,
+    /// Who slept through the rotation may fetch the new one until then, Unix seconds.
+    pub until: u64,
+}
+
+impl Network {
+    /// Another access secret; the one before is a former one until then.
+    pub fn rotate(&mut self, access: Secret<32>, now: u64, until: u64) {
+        let secret = std::mem::replace(&mut self.access, access);
+        let current = &self.access;
+        self.former.retain(|f| f.until > now && f.secret != *current);
+        self.former.insert(0, Former { secret, until });
+        self.former.truncate(MAX_FORMER);
+    }
 }
 
 /// A leaf as stored: the signed fact and its secret key.
@@ -76,7 +98,8 @@ impl Durable {
     /// As bytes, for the store.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let leaves: usize = self.leaves.iter().map(|l| l.fact.len() + l.key.len() + 8).sum();
-        let size = 128 + self.spent.len() * 8 + self.networks.len() * 64 + leaves;
+        let networks: usize = self.networks.iter().map(|n| 65 + n.former.len() * 40).sum();
+        let size = 128 + self.spent.len() * 8 + networks + leaves;
         // Room for all of it, so that no half-written copy of a secret is left behind by growing.
         let mut out = Zeroizing::new(Vec::with_capacity(size));
         let mut w = Writer(&mut out);
@@ -90,7 +113,10 @@ impl Durable {
         }
         w.u32(self.networks.len() as u32);
         for n in &self.networks {
-            w.bytes(&n.tag).bytes(n.access.expose());
+            w.bytes(&n.tag).bytes(n.access.expose()).u8(n.former.len() as u8);
+            for f in &n.former {
+                w.bytes(f.secret.expose()).u64(f.until);
+            }
         }
         w.u8(self.leaves.len() as u8);
         for l in &self.leaves {
@@ -121,7 +147,15 @@ impl Durable {
         }
         let mut networks = vec![];
         for _ in 0..count(&mut r)? {
-            networks.push(Network { tag: r.array()?, access: Secret::new(r.array()?) });
+            let (tag, access, mut former) = (r.array()?, Secret::new(r.array()?), vec![]);
+            let n = usize::from(r.u8()?);
+            if n > MAX_FORMER {
+                return Err(BadState);
+            }
+            for _ in 0..n {
+                former.push(Former { secret: Secret::new(r.array()?), until: r.u64()? });
+            }
+            networks.push(Network { tag, access, former });
         }
         let n = usize::from(r.u8()?);
         if n > MAX_LEAVES {
@@ -178,7 +212,8 @@ mod tests {
         let mut d = Durable::new(&mut rng);
         d.epoch = 7;
         d.spent.insert([1; 8]);
-        d.networks.push(Network { tag: [2; 32], access: Secret::new([3; 32]) });
+        let former = vec![Former { secret: Secret::new([6; 32]), until: 9 }];
+        d.networks.push(Network { tag: [2; 32], access: Secret::new([3; 32]), former });
         d.leaves.push(SavedLeaf { fact: vec![4; 900], key: Zeroizing::new(vec![5; 700]) });
         d
     }

@@ -42,7 +42,7 @@ impl Relay {
         if !may(now, (handle, scope), to) {
             return Err(DropReason::NotAllowed);
         }
-        if let Scope::Anonymous(_) = to.scope {
+        if !to.scope.is_current() {
             to.bucket.take(now, datagram.len())?;
         }
         let head = datagram.first_chunk_mut::<RELAY_HEADER>().ok_or(DropReason::Truncated)?;
@@ -63,12 +63,16 @@ impl Relay {
     }
 }
 
-/// May the source (handle, scope) send to this client? Within one network, or between the two ends of a rendezvous.
+/// May the source (handle, scope) send to this client? Within one network, if one of the two showed its current access
+/// secret; or between the two ends of a rendezvous.
 /// [P-RELAY-NET]
 fn may(now: Time, (handle, scope): (u64, Scope), to: &Client) -> bool {
     let met = |pair: Option<(u64, Time)>, other: u64| pair.is_some_and(|(h, end)| h == other && now < end);
     match (scope, to.scope) {
-        (Scope::Network(a), Scope::Network(b)) => a == b && handle != to.handle,
+        (Scope::Network(a), Scope::Network(b) | Scope::Former(b)) | (Scope::Former(a), Scope::Network(b)) => {
+            a == b && handle != to.handle
+        }
+        (Scope::Former(_), _) | (_, Scope::Former(_)) => false,
         (Scope::Anonymous(pair), Scope::Network(_)) => met(pair, to.handle),
         (Scope::Network(_), Scope::Anonymous(pair)) => met(pair, handle),
         (Scope::Anonymous(_), Scope::Anonymous(_)) => false,

@@ -15,6 +15,8 @@ pub struct Metrics {
     pub forwarded_bytes: u64,
     /// Handshakes answered, by clients with a pseudonym.
     pub handshakes_pseudonym: u64,
+    /// And by such with a former access secret.
+    pub handshakes_former: u64,
     /// Handshakes answered, by anonymous clients.
     pub handshakes_anonymous: u64,
     /// RESETs sent.

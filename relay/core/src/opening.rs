@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Largest datagram that a relay wants: Ethernet's 1500 less IPv6 and UDP headers.
 const MTU: u16 = 1452;
-/// An anonymous client may stay that long.
+/// An anonymous client, or one with a former access secret, may stay that long.
 pub(crate) const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Keys of pseudonyms that were shown before: a client that comes back needs not send its key again. Two generations,
@@ -108,11 +108,17 @@ impl Relay {
         }
     }
 
-    /// The network that a pseudonym shows, if it knows its access secret.
-    fn network_of(&self, opened: &Opened) -> Result<u32, DropReason> {
+    /// What a pseudonym may do, by the access secret that it shows: the network's current one, or a former one.
+    /// [P-FORMER]
+    fn scope_of(&self, now: Time, opened: &Opened) -> Result<Scope, DropReason> {
         let n = *self.by_tag.get(&opened.tag()).ok_or(DropReason::NotMember)?;
         let network = self.durable.networks.get(n as usize).ok_or(DropReason::NotMember)?;
-        if opened.access_holds(&network.access) { Ok(n) } else { Err(DropReason::NotMember) }
+        if opened.access_holds(&network.access) {
+            return Ok(Scope::Network(n));
+        }
+        let unix = self.unix(now);
+        let former = network.former.iter().any(|f| unix < f.until && opened.access_holds(&f.secret));
+        if former { Ok(Scope::Former(n)) } else { Err(DropReason::NotMember) }
     }
 
     fn admit_pseudonym(
@@ -121,11 +127,11 @@ impl Relay {
         from: SocketAddr,
         opened: Box<Opened>,
     ) -> Result<(), DropReason> {
-        let network = self.network_of(&opened)?;
+        let scope = self.scope_of(now, &opened)?;
         let mut id = [0; 32];
         id.copy_from_slice(&opened.credential[..32]);
         match self.pseudonyms.get(&id) {
-            Some(key) => self.establish(now, from, opened, network, &id, &key),
+            Some(key) => self.establish(now, from, opened, scope, &id, &key),
             None => {
                 let packet = self.responder.ask(now, opened)?;
                 self.out.push_back((from, packet));
@@ -141,10 +147,10 @@ impl Relay {
             return Err(DropReason::BadHandshake);
         }
         // The secret may have been rotated meanwhile.
-        let network = self.network_of(&opened)?;
+        let scope = self.scope_of(now, &opened)?;
         let (id, key) = (key.id(), Arc::new(key));
         self.pseudonyms.put(id, key.clone());
-        self.establish(now, from, opened, network, &id, &key)
+        self.establish(now, from, opened, scope, &id, &key)
     }
 
     fn establish(
@@ -152,20 +158,29 @@ impl Relay {
         now: Time,
         from: SocketAddr,
         opened: Box<Opened>,
-        network: u32,
+        scope: Scope,
         id: &Hash,
         key: &kem::PublicKey,
     ) -> Result<(), DropReason> {
-        let tag = self.durable.networks.get(network as usize).ok_or(DropReason::NotMember)?.tag;
+        let (Scope::Network(n) | Scope::Former(n)) = scope else { return Err(DropReason::NotMember) };
+        let tag = self.durable.networks.get(n as usize).ok_or(DropReason::NotMember)?.tag;
         let prf = mac16(&self.durable.handles, Label::Handle, &[id, &tag]);
         let handle = prf.first_chunk::<8>().map_or(1, |b| u64::from_be_bytes(*b).max(1));
-        let net = self.nets.get(network as usize).ok_or(DropReason::NotMember)?;
-        if !self.handles.contains_key(&handle) && net.clients >= self.config.max_clients_per_network {
+        let net = self.nets.get(n as usize).ok_or(DropReason::NotMember)?;
+        let full = if scope.is_current() {
+            net.clients >= self.config.max_clients_per_network
+        } else {
+            self.anonymous >= self.config.max_anonymous
+        };
+        if !self.handles.contains_key(&handle) && full {
             return Err(DropReason::OverLimit);
         }
-        let (generation, rate) = (net.generation, self.config.client_rate);
-        self.answer(now, from, opened, handle, Scope::Network(network), generation, rate, Some(key))?;
-        self.metrics.handshakes_pseudonym += 1;
+        let generation = net.generation;
+        let rate = if scope.is_current() { self.config.client_rate } else { Some(self.config.former_rate) };
+        self.answer(now, from, opened, handle, scope, generation, rate, Some(key))?;
+        let former = u64::from(!scope.is_current());
+        self.metrics.handshakes_former += former;
+        self.metrics.handshakes_pseudonym += 1 - former;
         Ok(())
     }
 
@@ -202,7 +217,7 @@ impl Relay {
         rate: Option<u64>,
         key: Option<&kem::PublicKey>,
     ) -> Result<(), DropReason> {
-        let anonymous = matches!(scope, Scope::Anonymous(_));
+        let anonymous = !scope.is_current();
         let (named, nameless) = self.prefixes.get(&prefix(&from)).copied().unwrap_or_default();
         let (here, most) = if anonymous {
             (nameless, self.config.max_anonymous_per_prefix)

@@ -26,6 +26,8 @@ use zeroize::Zeroizing;
 const SWEEP: Duration = Duration::from_secs(5);
 /// A client's first packet must come within.
 pub(crate) const PENDING_LIFETIME: Duration = Duration::from_secs(10);
+/// A session that was replaced by another of its handle still forwards for so long.
+const REPLACED: Duration = Duration::from_secs(2);
 /// RESETs a second to one source prefix, and at once.
 const RESET_RATE: f64 = 20.0;
 const RESET_BURST: f64 = 200.0;
@@ -297,7 +299,7 @@ impl Relay {
                     Scope::Network(n) => self.nets.get(n as usize).is_none_or(|net| {
                         net.generation != c.generation && now.since(net.rotated) >= self.config.rotation_grace
                     }),
-                    Scope::Anonymous(_) => false,
+                    Scope::Former(_) | Scope::Anonymous(_) => false,
                 };
                 rotated || c.expired(now, self.config.idle)
             })
@@ -355,6 +357,19 @@ impl Relay {
         self.events.push_back(Event::Save { state: self.durable.encode(), forget });
     }
 
+    /// Another session of a client's handle is there: this one takes nothing more, and what it has sent already is still
+    /// forwarded.
+    pub(crate) fn replace(&mut self, now: Time, slot: u32) {
+        let Some(client) = self.clients.get_mut(&slot).filter(|c| !c.replaced) else { return };
+        client.replaced = true;
+        client.ends = Some(now + REPLACED);
+        if let Scope::Network(n) = client.scope
+            && let Some(net) = self.nets.get_mut(n as usize)
+        {
+            net.clients = net.clients.saturating_sub(1);
+        }
+    }
+
     /// Takes a client out, and what hangs on it.
     pub(crate) fn remove(&mut self, slot: u32) {
         let Some(client) = self.clients.remove(&slot) else { return };
@@ -363,6 +378,7 @@ impl Relay {
                 self.handles.remove(&client.handle);
             }
             if let Scope::Network(n) = client.scope
+                && !client.replaced
                 && let Some(net) = self.nets.get_mut(n as usize)
             {
                 net.clients = net.clients.saturating_sub(1);
@@ -373,7 +389,7 @@ impl Relay {
         } else {
             self.unconfirmed = self.unconfirmed.saturating_sub(1);
         }
-        let anonymous = matches!(client.scope, Scope::Anonymous(_));
+        let anonymous = !client.scope.is_current();
         self.anonymous -= usize::from(anonymous && self.anonymous > 0);
         self.count_prefix(&client.address, anonymous, false);
     }
@@ -403,10 +419,9 @@ impl Relay {
         &self.metrics
     }
 
-    /// Clients whose first packet has come: with a pseudonym, anonymous.
+    /// Clients whose first packet has come: of a network, and others (anonymous, or with a former access secret).
     pub fn clients(&self) -> (usize, usize) {
-        let anonymous =
-            self.clients.values().filter(|c| c.confirmed && matches!(c.scope, Scope::Anonymous(_))).count();
+        let anonymous = self.clients.values().filter(|c| c.confirmed && !c.scope.is_current()).count();
         (self.handles.len() - anonymous.min(self.handles.len()), anonymous)
     }
 

@@ -47,7 +47,7 @@ impl Relay {
         let body = packet.get(body).ok_or(DropReason::Truncated)?;
         let (slot, confirmed, moved) = (header.slot, client.confirmed, client.address != from);
         if !confirmed {
-            self.confirm(slot)?;
+            self.confirm(now, slot)?;
         }
         if moved {
             self.challenge(now, slot, from);
@@ -66,7 +66,7 @@ impl Relay {
     }
 
     /// The first packet of a session opened: its handle is bound to it. [P-CONFIRM]
-    fn confirm(&mut self, slot: u32) -> Result<(), DropReason> {
+    fn confirm(&mut self, now: Time, slot: u32) -> Result<(), DropReason> {
         let client = self.clients.get(&slot).ok_or(DropReason::UnknownSlot)?;
         let (handle, born, scope) = (client.handle, client.born, client.scope);
         let mut locators = vec![];
@@ -76,10 +76,10 @@ impl Relay {
                 self.remove(slot);
                 return Err(DropReason::UnknownSlot);
             }
-            if let Some(o) = self.clients.get_mut(&old) {
+            if let (Some(o), true) = (self.clients.get_mut(&old), scope.is_current()) {
                 locators = std::mem::take(&mut o.locators);
             }
-            self.remove(old);
+            self.replace(now, old);
         }
         if let Scope::Network(n) = scope {
             let most = self.config.max_clients_per_network;
@@ -140,7 +140,7 @@ impl Relay {
         answer: &[u8; 8],
     ) -> Result<(), DropReason> {
         let client = self.clients.get_mut(&slot).ok_or(DropReason::UnknownSlot)?;
-        let (before, anonymous) = (client.address, matches!(client.scope, Scope::Anonymous(_)));
+        let (before, anonymous) = (client.address, !client.scope.is_current());
         if !client.rebind(now, from, answer) {
             return Err(DropReason::BadHandshake);
         }
@@ -166,6 +166,8 @@ impl Relay {
         if self.held {
             return Status::Pending;
         }
+        let unix = self.unix(now);
+        let until = unix + self.config.former_lifetime.as_secs();
         let asked = client.asked;
         // Nobody can register another's tag: it is the hash of what only the owner knows. [P-REGISTER]
         let tag = hash(Label::OwnerTag, &[owner.expose()]);
@@ -180,7 +182,7 @@ impl Relay {
                 if asked >= MAX_ASKED {
                     return Status::Busy;
                 }
-                network.access = access;
+                network.rotate(access, unix, until);
                 net.generation += 1;
                 net.rotated = now;
                 self.metrics.rotations += 1;
@@ -205,7 +207,7 @@ impl Relay {
         self.durable.spent.extend(number);
         self.by_tag.insert(short(&tag), self.nets.len() as u32);
         self.nets.push(Net::new(now, &self.config));
-        self.durable.networks.push(Network { tag, access });
+        self.durable.networks.push(Network { tag, access, former: vec![] });
         self.metrics.registrations += 1;
         self.save(false);
         self.events.push_back(Event::Registered(tag));

@@ -71,19 +71,18 @@ fn registration() {
     let p = t.pseudonym(&home);
     t.run(2 * SECOND);
     assert!(t.peers[p].link.is_up());
-    // Rotation: who knows the old secret alone is out.
-    let old = Network { owner: home.owner, access: home.access };
+    // Rotation: a session from before has a minute, and is told when it is over.
     home.access = [77; 32];
     assert_eq!(t.say_register(a, &home, [0; 16]), Some(Status::Ok));
-    let (late, good) = (t.pseudonym(&old), t.pseudonym(&home));
+    let good = t.pseudonym(&home);
     t.run(5 * SECOND);
-    assert!(!t.peers[late].link.is_up() && t.peers[good].link.is_up());
-    assert!(t.drops(DropReason::NotMember) > 0);
-    // A session from before has ten minutes, and is told when they are over.
-    t.peers[late].deaf = true;
-    assert!(t.peers[p].link.is_up());
-    t.run(620 * SECOND);
-    assert!(t.peers[p].resets == 1 && !t.peers[p].link.is_up());
+    assert!(t.peers[good].link.is_up() && t.peers[p].link.is_up() && t.peers[p].resets == 0);
+    assert_eq!(t.relay.clients(), (2, 1));
+    t.run(85 * SECOND);
+    assert_eq!(t.peers[p].resets, 1);
+    // It has the old secret alone, and comes back as one of those.
+    assert_eq!(t.relay.clients(), (1, 2));
+    t.peers[p].deaf = true;
     // All of it survives a restart; a used token stays used.
     t.restart();
     assert_eq!(t.relay.networks(), 2);
@@ -92,6 +91,55 @@ fn registration() {
     // A pseudonym may not register.
     t.run(5 * SECOND);
     assert_eq!(t.say_register(good, &home, [0; 16]), Some(Status::Refused));
+}
+
+/// Who shows a former access secret speaks with those who show the current one, slowly, and with nobody else: enough to be
+/// told the current one; and when its time is over, with nobody. [P-FORMER] [P-RELAY-NET]
+#[test]
+fn a_former_secret_lets_in_to_be_told_and_no_further() {
+    let former_lifetime = 3600 * SECOND;
+    let mut t = Table::new(Config { open: true, former_lifetime, ..Config::default() });
+    let (mut home, peers) = t.network(1, 1);
+    let current = peers[0];
+    let old = Network { owner: home.owner, access: home.access };
+    home.access = [77; 32];
+    let a = t.anonymous();
+    t.run(2 * SECOND);
+    assert_eq!(t.say_register(a, &home, [0; 16]), Some(Status::Ok));
+    t.peers[current].deaf = true;
+    t.run(100 * SECOND);
+    let (new, late, other) = (t.pseudonym(&home), t.pseudonym(&old), t.pseudonym(&old));
+    t.run(2 * SECOND);
+    assert!([new, late, other].iter().all(|p| t.peers[*p].link.is_up()));
+    assert_eq!(t.relay.metrics().handshakes_former, 2);
+    // To the one with the current secret and back; not to each other.
+    let (to_new, to_late, to_other) = (t.handle(new), t.handle(late), t.handle(other));
+    t.send(late, to_new, &[7; 100]);
+    t.send(new, to_late, &[8; 100]);
+    t.send(late, to_other, &[9; 100]);
+    assert_eq!((t.peers[new].got.len(), t.peers[late].got.len(), t.peers[other].got.len()), (1, 1, 0));
+    // Slowly, in both directions.
+    for _ in 0..300 {
+        t.send(late, to_new, &[7; 1000]);
+        t.send(new, to_other, &[7; 1000]);
+    }
+    assert!(t.peers[new].got.len() < 80 && t.peers[other].got.len() < 80);
+    assert!(t.drops(DropReason::RateLimited) > 400);
+    // It waits for nobody there, and the network's room is not what it takes.
+    t.peers[late].link.send_control(&Control::OpenLocator { locator: [5; 32], lifetime: 60 });
+    t.settle();
+    assert!(
+        t.peers[late].controls.contains(&Control::LocatorReply { locator: [5; 32], status: Status::Refused })
+    );
+    assert_eq!(t.relay.clients().0, 1);
+    // With the current secret, the same pseudonym is in as ever; the relay's restart changes nothing.
+    t.restart();
+    t.run(20 * SECOND);
+    assert!([new, late, other].iter().all(|p| t.peers[*p].link.is_up()));
+    assert_eq!(t.relay.clients().0, 1);
+    t.run(3600 * SECOND + 700 * SECOND);
+    assert!(t.peers[new].link.is_up() && !t.peers[late].link.is_up() && !t.peers[other].link.is_up());
+    assert!(t.drops(DropReason::NotMember) > 0);
 }
 
 /// Without the access secret, or with an unknown tag, no session.
@@ -325,12 +373,16 @@ fn one_handle_one_session() {
     assert_eq!(t.relay.clients(), (2, 0));
     t.send(p[0], handle, b"x");
     assert_eq!((t.peers[first].got.len(), t.peers[second].got.len()), (0, 1));
-    // What the first still sends is answered by RESET, and nothing is forwarded.
-    t.peers[first].deaf = false;
+    // What the first has sent is forwarded for a moment more; then it is answered by RESET, and is nowhere counted.
     let to = t.handle(p[0]);
     let before = t.peers[p[0]].got.len();
     t.send(first, to, b"y");
-    assert_eq!((t.peers[p[0]].got.len(), t.peers[first].resets), (before, 1));
+    assert_eq!(t.peers[p[0]].got.len(), before + 1);
+    t.run(8 * SECOND);
+    t.peers[first].deaf = false;
+    t.send(first, to, b"y");
+    assert_eq!((t.peers[p[0]].got.len(), t.peers[first].resets), (before + 1, 1));
+    assert_eq!(t.relay.clients(), (2, 0));
 }
 
 /// Nothing is done for a client before its first packet: no handle, no forwarding; and it is forgotten. [P-CONFIRM]

@@ -55,6 +55,9 @@ pub struct NetworkStatus {
     pub up: bool,
     /// Why it is not, or what is wrong with it.
     pub problems: Vec<String>,
+    /// Why it never will be: this machine was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Problem>,
     /// The device.
     pub interface: String,
     /// Its MTU.

@@ -101,6 +101,8 @@ labels! {
     AccessMac = "relay/access-mac",
     /// A network's tag at a relay, from the owner secret.
     OwnerTag = "relay/owner-tag",
+    /// The access secret that follows revocations, from the owner secret and the tombstones.
+    AccessRotation = "relay/access-rotation",
     /// A relay's registration token, from the relay's secret and a number.
     RelayToken = "relay/token",
     /// From the master seed: root key number n.

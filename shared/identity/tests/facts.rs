@@ -161,7 +161,7 @@ fn the_largest_of_each_kind_fits() {
     let location = Location { relay: NodeId([1; 32]), address: host.clone(), handle: u64::MAX };
     let leaf = Leaf { locations: vec![location; 2], ..leaf_body(NOW) };
     sign_ok(&node, id(&node), Body::Leaf(leaf));
-    let access = Access { address: host, tag: [1; 32], secret: Secret::random(), generation: u32::MAX };
+    let access = Access { address: host, tag: [1; 32], secret: Secret::random(), ended: u32::MAX };
     sign_ok(&ROOT, NodeId([4; 32]), Body::Access(access));
     sign_ok(
         &ROOT,
@@ -240,8 +240,8 @@ fn body() -> impl Strategy<Value = Body> {
     let tombstone = (any::<u8>(), any::<Option<u64>>())
         .prop_map(|(reason, void_after)| Body::Tombstone(Tombstone { reason: Reason(reason), void_after }));
     let access = (address(), any::<[u8; 32]>(), any::<[u8; 32]>(), any::<u32>()).prop_map(
-        |(address, tag, secret, generation)| {
-            Body::Access(Access { address, tag, secret: Secret::new(secret), generation })
+        |(address, tag, secret, ended)| {
+            Body::Access(Access { address, tag, secret: Secret::new(secret), ended })
         },
     );
     prop_oneof![certificate, leaf, tombstone, access]

@@ -211,8 +211,7 @@ fn relays_have_one_secret_each() {
     let a = key(2);
     let facts = [admin(2, 1), access(&ROOT, 40, 2, 1), access(&a, 40, 3, 2), access(&a, 41, 4, 1)];
     let mut roster = roster(&facts);
-    let generations =
-        |r: &Roster| r.relays().iter().map(|(id, a)| (id.0[0], a.generation)).collect::<Vec<_>>();
+    let generations = |r: &Roster| r.relays().iter().map(|(id, a)| (id.0[0], a.ended)).collect::<Vec<_>>();
     assert_eq!(generations(&roster), [(40, 2), (41, 1)]);
     assert_eq!(roster.relay_address(&NodeId([40; 32])).unwrap().port(), 4242);
     merge(&mut roster, &tombstone(&ROOT, 2, 9, Some(3)));

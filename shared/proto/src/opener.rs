@@ -34,6 +34,14 @@ struct Lane {
     reported: u64,
 }
 
+/// What a relay's packets to us are checked by.
+struct Down {
+    relay: u32,
+    key: Secret<32>,
+    /// Of the link as it is now, not of the one before.
+    newest: bool,
+}
+
 struct Partial {
     since: Time,
     pieces: [Option<Vec<u8>>; MAX_FRAME_FRAGMENTS],
@@ -55,7 +63,8 @@ pub struct LaneStats {
 #[derive(Default)]
 pub struct Opener {
     lanes: HashMap<u32, Lane>,
-    relays: HashMap<u32, (u32, Secret<32>)>,
+    /// By slot.
+    relays: HashMap<u32, Down>,
     partial: HashMap<(PeerId, u32), Partial>,
     /// What was dropped here.
     pub drops: Drops,
@@ -79,8 +88,9 @@ impl Opener {
                 self.lanes.remove(&index);
             }
             Install::RelayDown { relay, slot, key } => {
-                self.relays.retain(|_, (r, _)| *r != relay);
-                self.relays.insert(slot, (relay, key));
+                // The link before still receives: the relay sends there until it has heard of the new one.
+                self.relays.retain(|_, d| d.relay != relay || std::mem::take(&mut d.newest));
+                self.relays.insert(slot, Down { relay, key, newest: true });
             }
             other => return Some(other),
         }
@@ -113,8 +123,8 @@ impl Opener {
             Class::Data => self.open_data(now, snapshot, batch, Source::Udp(from), range),
             Class::ByRelay => {
                 let (header, _) = RelayHeader::parse(bytes)?;
-                let (relay, key) = self.relays.get(&header.slot).ok_or(DropReason::UnknownSlot)?;
-                let (relay, handle) = (*relay, check_down(key, &header)?);
+                let down = self.relays.get(&header.slot).ok_or(DropReason::UnknownSlot)?;
+                let (relay, handle) = (down.relay, check_down(&down.key, &header)?);
                 let inner = range.start + RELAY_HEADER..range.end;
                 if handle == TO_RELAY {
                     return upcall(batch, RawUpcall::FromRelay { relay, packet: inner });

@@ -30,6 +30,8 @@ const MAX_UNANSWERED: u32 = 3;
 const KEEPALIVE_REPEAT: Duration = Duration::from_millis(700);
 const FIRST_BACKOFF: Duration = Duration::from_millis(300);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Between openings that a packet by the relay provokes.
+const NUDGE_EVERY: Duration = Duration::from_secs(1);
 /// Confirmations are repeated so often until the relay is heard.
 const CONFIRM_REPEAT: Duration = Duration::from_millis(300);
 
@@ -53,6 +55,10 @@ pub enum LinkEvent {
         /// The relay's wall clock, Unix seconds.
         wall: u64,
     },
+    /// The relay has taken the session: its first packet in it.
+    Heard,
+    /// The relay answers again, after silence.
+    Back,
     /// It does not stand any more (`true`: by RESET).
     Down(bool),
     /// A message from the relay.
@@ -83,6 +89,8 @@ pub struct RelayLink {
     up: Option<Up>,
     retry_at: Time,
     backoff: Duration,
+    /// When an opening was begun because something had come by the relay.
+    nudged: Option<Time>,
     /// Traffic flowed lately: keepalives come faster. Set by the owner.
     pub active_until: Time,
     out: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -108,6 +116,7 @@ impl RelayLink {
             up: None,
             retry_at: now,
             backoff: FIRST_BACKOFF,
+            nudged: None,
             active_until: Time(0),
             out: VecDeque::new(),
             events: VecDeque::new(),
@@ -221,6 +230,17 @@ impl RelayLink {
         }
     }
 
+    /// Something came by the relay, for a session that this side has given up: the relay can be reached again, so that
+    /// no wait is needed. A copy of an old packet may say so too, hence once a second at most.
+    pub fn nudge(&mut self, now: Time, rng: &mut Rng) {
+        let lately = self.nudged.is_some_and(|at| now.since(at) < NUDGE_EVERY);
+        if self.up.is_none() && self.address.is_some() && !lately {
+            self.nudged = Some(now);
+            self.backoff = FIRST_BACKOFF;
+            self.open(now, rng);
+        }
+    }
+
     fn open(&mut self, now: Time, rng: &mut Rng) {
         let config = InitiatorConfig {
             contact: Contact::relay(&self.relay),
@@ -330,12 +350,17 @@ impl RelayLink {
         let up = self.up.as_mut().ok_or(DropReason::NoSession)?;
         let mut packet = packet.to_vec();
         let (kind, body) = up.rx.open_in_place(now, &mut packet)?;
-        up.confirm = None;
+        if up.confirm.take().is_some() {
+            self.events.push_back(LinkEvent::Heard);
+        }
         let body = &packet[body];
         match kind {
             Kind::Pong => {
                 let ping = Ping::parse(body)?;
                 up.rtt = Some(now.since(Time(ping.stamp)));
+                if up.unanswered > 1 {
+                    self.events.push_back(LinkEvent::Back);
+                }
                 up.unanswered = 0;
                 let wait = if now < self.active_until { KEEPALIVE_ACTIVE } else { KEEPALIVE_IDLE };
                 up.next_ping = now + wait;

@@ -34,12 +34,14 @@ pub enum Status {
     Busy = 5,
     /// Wait and ask again: the work is under way.
     Pending = 6,
+    /// The identity that asks was revoked.
+    Revoked = 7,
 }
 
 impl Status {
     fn parse(b: u8) -> Result<Self, WireError> {
         use Status::*;
-        [Ok, Unknown, Used, Expired, Refused, Busy, Pending]
+        [Ok, Unknown, Used, Expired, Refused, Busy, Pending, Revoked]
             .into_iter()
             .find(|s| *s as u8 == b)
             .ok_or(WireError::Malformed)

@@ -230,6 +230,7 @@ impl Clients {
                 LinkEvent::Down(by_reset) => c.resets += u32::from(by_reset),
                 LinkEvent::Control(control) => c.controls.push(control),
                 LinkEvent::Failed => c.failed += 1,
+                LinkEvent::Heard | LinkEvent::Back => {}
             }
         }
         while let Some((_, packet)) = c.link.poll_transmit() {

@@ -113,6 +113,8 @@ impl Machine {
 pub struct Evening {
     /// In the order of their names.
     pub machines: Vec<Machine>,
+    /// The router of each, in the same order.
+    pub routers: Vec<Host>,
     /// Where the relay runs.
     pub vps: Host,
     /// The state directory of the relay.
@@ -150,7 +152,7 @@ impl Evening {
         let (internet, vps) = (lab.router("net"), lab.host("vps"));
         lab.wire(&vps, &["203.0.113.2/24"], &internet, &["203.0.113.1/24"]);
         vps.default_route("203.0.113.1");
-        let (mut machines, mut line) = (vec![], None);
+        let (mut machines, mut routers, mut line) = (vec![], vec![], None);
         for (i, name) in names.iter().enumerate() {
             let (host, nat) = (lab.host(name), lab.router(&format!("nat{i}")));
             lab.wire(&host, &["192.168.1.2/24"], &nat, &["192.168.1.1/24"]);
@@ -166,13 +168,14 @@ impl Evening {
             nat.default_route(&format!("198.51.{i}.1"));
             nat.masquerade(&outside, true);
             machines.push(Machine { host, directory: lab.directory().join(name), environment: vec![] });
+            routers.push(nat);
         }
         let state = lab.directory().join("relay").display().to_string();
         let urls = make_relay(&vps, &state, "203.0.113.2");
         let relay_arguments: Vec<String> = relay_arguments.iter().map(|a| (*a).to_owned()).collect();
         let relay = spawn_relay(&vps, &state, &relay_arguments);
         wait_for_relay(&vps);
-        Evening { machines, vps, state, relay, urls, relay_arguments, line, lab }
+        Evening { machines, routers, vps, state, relay, urls, relay_arguments, line, lab }
     }
 
     /// The relay, started again; does not wait for it.

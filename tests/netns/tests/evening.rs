@@ -89,9 +89,9 @@ fn the_first_minute_and_what_an_admin_does() {
     });
     // It hears that, and comes back only by a new invite, under another identity.
     let url = laptop.must(&["invite", "pi"]).trim().to_owned();
-    wait_until("the news of it", SECONDS(30), || {
+    wait_until("the news of it", SECONDS(10), || {
         let status = pi.json(&["status"]);
-        status["networks"][0]["problems"].to_string().contains("laptop refuses this machine").then_some(())
+        status["networks"][0]["problems"].to_string().contains("was revoked in").then_some(())
     });
     let before = pi.json(&["status"])["networks"][0]["node"].clone();
     pi.must(&["leave", "--yes"]);

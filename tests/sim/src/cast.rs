@@ -78,6 +78,10 @@ pub struct Stage {
     pub durable: Vec<u8>,
     /// What members know of it.
     pub access: Verified,
+    /// What the admin keeps.
+    pub owner: Secret<32>,
+    /// Who it is.
+    pub relay: NodeId,
 }
 
 /// Where the relay is.
@@ -129,11 +133,11 @@ pub static STAGE: LazyLock<Stage> = LazyLock::new(|| {
         address: "198.51.100.1:443".parse().expect("address"),
         tag: registered.tag,
         secret: registered.access,
-        generation: 0,
+        ended: 0,
     });
     let admin = &CAST.members[0].identity;
     let access = Fact::sign(admin, CAST.genesis.id(), relay.id(), MEMBERS as u64 + 1, EPOCH - DAY, &body);
-    Stage { durable: stored, access: access.expect("access") }
+    Stage { durable: stored, access: access.expect("access"), owner: registered.owner, relay: relay.id() }
 });
 
 impl Cast {

@@ -3,7 +3,8 @@
 use crate::cast::{CAST, EPOCH, STAGE, relay_address, relay_config, relay_identity};
 use crate::guest::{self, Judge, MARK};
 use shadowmesh_crypto::aead::Suite;
-use shadowmesh_proto::join::Joiner;
+use shadowmesh_crypto::secret::Secret;
+use shadowmesh_proto::join::{Joiner, Registrar};
 use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, SavedLeaf, Time};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -117,6 +118,10 @@ pub struct World {
     pub weather: Weather,
     /// Pairs of addresses that cannot reach each other now.
     pub cut: HashSet<(SocketAddr, SocketAddr)>,
+    /// Registered access secrets are not told to the node that asked: it was killed in between.
+    pub rotations_unsaid: bool,
+    /// Who hears nothing from now on.
+    pub deaf: HashSet<SocketAddr>,
     /// Of the numbered frames.
     pub judge: Judge,
     setup: Setup,
@@ -130,6 +135,8 @@ pub struct World {
     /// Datagrams for which it says yes are lost: from where, and what.
     pub filter: Option<fn(SocketAddr, &[u8]) -> bool>,
     counts: HashMap<(SocketAddr, u8), u64>,
+    /// When a datagram of one came to another, the first since this was cleared.
+    pub first: HashMap<(SocketAddr, SocketAddr), Time>,
     /// Frames that came out and are not numbered: where, and what.
     pub taken: Vec<(usize, Vec<u8>)>,
     /// Print what is sent and lost.
@@ -165,6 +172,8 @@ impl World {
             joiners: vec![],
             weather,
             cut: HashSet::new(),
+            deaf: HashSet::new(),
+            rotations_unsaid: false,
             judge: Judge::default(),
             flights: BinaryHeap::new(),
             in_flight: HashMap::new(),
@@ -173,6 +182,7 @@ impl World {
             events: vec![],
             filter: None,
             counts: HashMap::new(),
+            first: HashMap::new(),
             taken: vec![],
             trace: false,
             datagrams: 0,
@@ -236,6 +246,7 @@ impl World {
             facts,
             keys,
             root: None,
+            owners: if n == 0 { vec![(STAGE.relay, STAGE.owner.duplicate())] } else { vec![] },
             invites: Default::default(),
             suites: vec![Suite::ChaCha20Poly1305],
             mtu: 1500,
@@ -291,6 +302,15 @@ impl World {
         for (to, bytes) in out {
             self.launch(relay_address(), to, bytes);
         }
+    }
+
+    /// Clients of the relay: of the network, and others (those with a former access secret among them).
+    pub fn relay_clients(&self) -> (usize, usize) {
+        self.relay
+            .as_ref()
+            .and_then(|r| r.core.as_ref())
+            .map(shadowmesh_relay_core::Relay::clients)
+            .unwrap_or_default()
     }
 
     fn relay_deadline(&self) -> Option<Time> {
@@ -364,6 +384,11 @@ impl World {
         self.counts.get(&(from, first)).copied().unwrap_or(0)
     }
 
+    /// Datagrams that somebody has sent.
+    pub fn datagrams_of(&self, from: SocketAddr) -> u64 {
+        self.counts.iter().filter(|((f, _), _)| *f == from).map(|(_, n)| n).sum()
+    }
+
     /// Data packets that somebody has sent, not by relay.
     pub fn sent_data(&self, from: SocketAddr) -> u64 {
         self.counts.iter().filter(|((f, b), _)| *f == from && b >> 6 == 0b10).map(|(_, n)| n).sum()
@@ -429,6 +454,14 @@ impl World {
                         node.stored_facts = node.endpoint.node.facts().map(<[u8]>::to_vec).collect();
                     }
                     Event::SaveKeys => node.stored_keys = node.endpoint.node.own_keys(),
+                    Event::Rotate { relay, owner, access, .. } => {
+                        let copy = access.duplicate();
+                        if self.register(n, owner, copy) && !self.rotations_unsaid {
+                            let now = self.now;
+                            self.nodes[n].endpoint.node.rotated(now, &relay, access);
+                            self.nodes[n].endpoint.settle(now);
+                        }
+                    }
                     other => self.events.push((n, format!("{:.2} {other:?}", self.now.0 as f64 / 1e9))),
                 }
             }
@@ -446,6 +479,45 @@ impl World {
         }
     }
 
+    /// The errand of a node at the relay, in no time, if the two can reach each other.
+    fn register(&mut self, n: usize, owner: Secret<32>, access: Secret<32>) -> bool {
+        let (now, from, seed) = (self.now, SocketAddr::from(([192, 0, 2, 201], 4000)), self.rng.bytes());
+        let ways = [(address(n), relay_address()), (relay_address(), address(n))];
+        let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return false };
+        if ways.iter().any(|w| self.cut.contains(w)) {
+            return false;
+        }
+        let suites = vec![Suite::ChaCha20Poly1305];
+        let secrets = (owner, access);
+        let mut registrar =
+            Registrar::rotate(STAGE.relay, relay_address(), secrets, suites, now, EPOCH, seed);
+        let mut others = vec![];
+        let outcome = loop {
+            registrar.handle_timeout(now);
+            while let Some((_, bytes)) = registrar.poll_transmit() {
+                core.handle_datagram(now, from, &bytes);
+            }
+            while let Some((to, mut bytes)) = core.poll_transmit() {
+                if to == from {
+                    registrar.handle_datagram(now, relay_address(), &mut bytes);
+                } else {
+                    others.push((to, bytes));
+                }
+            }
+            while let Some(work) = registrar.poll_work() {
+                registrar.handle_work(now, work.run());
+            }
+            if let Some(outcome) = registrar.outcome() {
+                break outcome;
+            }
+        };
+        for (to, bytes) in others {
+            self.launch(relay_address(), to, bytes);
+        }
+        self.drain_relay();
+        outcome.is_ok()
+    }
+
     fn delivered(&mut self, n: usize, frame: &[u8]) {
         let macs = self.macs();
         if guest::number(frame).is_none() {
@@ -457,7 +529,8 @@ impl World {
         let sender = macs.iter().position(|m| frame.get(6..12) == Some(&m[..]));
         if let Some(s) = sender {
             let id = self.nodes[s].id;
-            let valid = self.nodes[n].endpoint.node.roster().is_valid(&id, EPOCH);
+            let node = &self.nodes[n].endpoint.node;
+            let valid = node.roster().is_valid(&id, node.unix(self.now));
             assert!(valid.is_ok(), "I3: node {n} took a frame of node {s}, whose tombstone it holds");
         }
     }
@@ -562,6 +635,10 @@ impl World {
 
     fn arrive(&mut self, mut f: Flight) {
         let now = self.now;
+        if self.deaf.contains(&f.to) {
+            return;
+        }
+        self.first.entry((f.from, f.to)).or_insert(now);
         if f.to == relay_address() {
             let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return };
             let to = core.handle_in_place(now, f.from, &mut f.bytes);

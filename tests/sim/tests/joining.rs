@@ -199,3 +199,28 @@ fn revoked_while_it_streams() {
     w.run(Duration::from_secs(1));
     assert!(w.judge.arrived(other));
 }
+
+/// Under an identity that was revoked nobody joins, and hears who ended it; under another it may. [P-FAREWELL]
+#[test]
+fn a_revoked_identity_does_not_come_back() {
+    let mut w = world(9, Weather::CALM);
+    let i = invite(&mut w, EPOCH + DAY);
+    let (j, identity) = begin(&mut w, 1, i);
+    let joined = finish(&mut w, j, Duration::from_secs(10)).expect("joined");
+    let n = w.enter_joined(identity, joined.facts);
+    w.run(Duration::from_secs(1));
+    let (now, node) = (w.now, w.nodes[n].id);
+    w.nodes[0].endpoint.node.revoke(now, &node, shadowmesh_identity::fact::Reason::LOST).expect("revoked");
+    w.nodes[0].endpoint.settle(now);
+    w.drain(0);
+    let i = invite(&mut w, EPOCH + DAY);
+    let again = copy(&i);
+    let (j, _) = begin(&mut w, 1, i);
+    match finish(&mut w, j, Duration::from_secs(31)) {
+        Err(JoinError::Revoked(text)) => assert!(text.contains("revoked by node0 (change "), "{text}"),
+        other => panic!("{:?}", other.err()),
+    }
+    // The invite is not used up by asking.
+    let (j, _) = begin(&mut w, 2, again);
+    finish(&mut w, j, Duration::from_secs(31)).expect("another identity");
+}

@@ -301,6 +301,7 @@ impl Table {
                 LinkEvent::Down(by_reset) => peer.resets += u32::from(by_reset),
                 LinkEvent::Control(c) => peer.controls.push(c),
                 LinkEvent::Failed => peer.failed += 1,
+                LinkEvent::Heard | LinkEvent::Back => {}
             }
         }
     }

@@ -16,8 +16,9 @@ pub struct Access {
     pub tag: [u8; 32],
     /// The access secret, common to all members.
     pub secret: Secret<32>,
-    /// Counts the secret's rotations.
-    pub generation: u32,
+    /// How many tombstones counted when it was drawn: whoever holds fewer may not tell it, since one of those that it
+    /// does not know may end whom it would tell.
+    pub ended: u32,
 }
 
 impl Access {
@@ -26,7 +27,7 @@ impl Access {
             address: HostPort::read(reader)?,
             tag: reader.array()?,
             secret: Secret::new(reader.array()?),
-            generation: reader.u32()?,
+            ended: reader.u32()?,
         })
     }
 
@@ -34,6 +35,6 @@ impl Access {
         self.address.write(out);
         out.put(&self.tag);
         out.put(self.secret.expose());
-        out.put_u32(self.generation);
+        out.put_u32(self.ended);
     }
 }

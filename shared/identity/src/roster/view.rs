@@ -1,6 +1,9 @@
 //! What a roster says about its members.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+use shadowmesh_crypto::Hash;
 
 use super::{Entry, Roster, Slot};
 use crate::{
@@ -102,6 +105,15 @@ impl Roster {
         self.claims4.get(&address)?.first().and_then(|id| self.member(id))
     }
 
+    /// What people call a signer: a member's name, `the network's root`, or the beginning of its NodeId.
+    pub fn name_of(&self, id: &NodeId) -> String {
+        match self.member(id) {
+            Some(member) => member.name().to_owned(),
+            None if *id == self.root => "the network's root".into(),
+            None => id.short(),
+        }
+    }
+
     /// Whether a node is a member in good standing at `now` (unix seconds).
     ///
     /// # Errors
@@ -142,6 +154,34 @@ impl Roster {
             }
         }
         relays.into_iter().filter_map(|(relay, fact)| Some((relay, fact.access()?))).collect()
+    }
+
+    /// The tombstone that ended a member: its own, or that of the admin whose word it was a member by. `None` while it
+    /// is one.
+    pub fn ending(&self, id: &NodeId) -> Option<&Fact> {
+        let entry = self.members.get(id)?;
+        if entry.revoked.is_some() {
+            return entry.revoked.as_ref();
+        }
+        if !entry.void || entry.certificate.is_some() {
+            return None;
+        }
+        let of_admin = |admin| Slot { subject: admin, kind: Kind::Tombstone, signer: self.root };
+        let signers = self.versions(*id, Kind::Certificate).map(Fact::signer);
+        signers.filter_map(|admin| self.slots.get(&of_admin(admin))?.first()).next()
+    }
+
+    /// Ids of the tombstones that count, ascending.
+    pub fn tombstones(&self) -> BTreeSet<Hash> {
+        self.members.values().filter_map(|entry| entry.revoked.as_ref()).map(Fact::id).collect()
+    }
+
+    /// Ids of the tombstones that count, the newest first, at most so many.
+    pub fn newest_tombstones(&self, most: usize) -> Vec<Hash> {
+        let mut ended: Vec<&Fact> =
+            self.members.values().filter_map(|entry| entry.revoked.as_ref()).collect();
+        ended.sort_by_key(|fact| std::cmp::Reverse((fact.seq(), fact.id())));
+        ended.into_iter().take(most).map(Fact::id).collect()
     }
 
     /// Where a relay listens, if the network may use it.

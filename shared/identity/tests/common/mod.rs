@@ -93,12 +93,12 @@ pub fn leaf(n: u8, seq: u64, from: u64) -> Verified {
     sign(&key, id(&key), seq, Body::Leaf(leaf_body(from)))
 }
 
-pub fn access(by: &SigningKey, relay: u8, seq: u64, generation: u32) -> Verified {
+pub fn access(by: &SigningKey, relay: u8, seq: u64, ended: u32) -> Verified {
     let access = Access {
         address: "relay.example:4242".parse().unwrap(),
         tag: [3; 32],
-        secret: Secret::new([generation as u8; 32]),
-        generation,
+        secret: Secret::new([ended as u8; 32]),
+        ended,
     };
     sign(by, NodeId([relay; 32]), seq, Body::Access(access))
 }

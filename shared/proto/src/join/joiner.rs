@@ -324,6 +324,7 @@ impl Joiner {
                 Status::Ok | Status::Pending => {}
                 Status::Used => self.end(Err(JoinError::Used(text))),
                 Status::Expired => self.end(Err(JoinError::Expired(text))),
+                Status::Revoked => self.end(Err(JoinError::Revoked(text))),
                 _ => self.end(Err(JoinError::Refused(text))),
             },
             Control::Chunk { hash, chunk, count, bytes } => {

@@ -31,6 +31,9 @@ pub enum JoinError {
     /// The relay does not know the token, or somebody used it.
     #[error("the relay refuses this URL: its token was used already, or is not one of its own")]
     TokenUsed,
+    /// The relay registers nobody without a token.
+    #[error("the relay does not know this network, and registers none without a token")]
+    Unregistered,
     /// The relay takes no more.
     #[error("the relay is full")]
     RelayFull,
@@ -51,6 +54,9 @@ pub enum JoinError {
     /// The inviter says no.
     #[error("{0}")]
     Refused(String),
+    /// The identity was revoked in this network, and never comes back; another one may join.
+    #[error("{0}")]
+    Revoked(String),
     /// What the inviter sent does not hold.
     #[error("what the inviter sent cannot be used: {0}")]
     BadBundle(&'static str),
@@ -175,6 +181,7 @@ impl AtRelay {
                     return Some(Relayed::Down);
                 }
                 LinkEvent::Failed => self.failures += 1,
+                LinkEvent::Heard | LinkEvent::Back => {}
                 LinkEvent::Control(c) => return Some(Relayed::Control(c)),
             }
         }

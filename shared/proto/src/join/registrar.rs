@@ -31,8 +31,8 @@ pub struct Registrar {
     relay: AtRelay,
     rng: Rng,
     token: [u8; 16],
-    owner: [u8; 32],
-    access: [u8; 32],
+    owner: Secret<32>,
+    access: Secret<32>,
     up: bool,
     repeat_at: Time,
     ends: Time,
@@ -51,7 +51,7 @@ impl Registrar {
         seed: [u8; 32],
     ) -> Self {
         let mut rng = Rng::from_seed(seed);
-        let (owner, access) = (rng.bytes(), rng.bytes());
+        let (owner, access) = (Secret::new(rng.bytes()), Secret::new(rng.bytes()));
         Registrar {
             relay: AtRelay::new(relay, address, suites, now, unix),
             rng,
@@ -63,6 +63,21 @@ impl Registrar {
             ends: now + PATIENCE,
             outcome: None,
         }
+    }
+
+    /// Sets another access secret at a relay where the network is registered, by its owner secret. Asked twice for the
+    /// same, the relay changes nothing.
+    pub fn rotate(
+        relay: NodeId,
+        address: SocketAddr,
+        (owner, access): (Secret<32>, Secret<32>),
+        suites: Vec<Suite>,
+        now: Time,
+        unix: u64,
+        seed: [u8; 32],
+    ) -> Self {
+        // No token: where one is needed, a network that the relay has forgotten is not registered anew by this.
+        Registrar { owner, access, ..Self::new(relay, address, None, suites, now, unix, seed) }
     }
 
     /// How it ended; `None` while it goes on.
@@ -88,7 +103,7 @@ impl Registrar {
         self.settle(now);
         if self.up && now >= self.repeat_at {
             self.repeat_at = now + REPEAT;
-            let (token, owner, access) = (self.token, self.owner, self.access);
+            let (token, owner, access) = (self.token, *self.owner.expose(), *self.access.expose());
             self.relay.send_control(&Control::Register { token, owner, access });
         }
         if now >= self.ends && self.outcome.is_none() {
@@ -107,13 +122,14 @@ impl Registrar {
                 Relayed::Control(Control::RegisterReply(status)) if self.outcome.is_none() => {
                     self.outcome = Some(match status {
                         Status::Ok => Ok(Registered {
-                            owner: Secret::new(self.owner),
-                            access: Secret::new(self.access),
-                            tag: kdf::hash(Label::OwnerTag, &[&self.owner]),
+                            owner: self.owner.duplicate(),
+                            access: self.access.duplicate(),
+                            tag: kdf::hash(Label::OwnerTag, &[self.owner.expose()]),
                             rtt: self.relay.rtt(),
                         }),
                         Status::Busy => Err(JoinError::RelayFull),
                         Status::Pending => continue,
+                        Status::Unknown => Err(JoinError::Unregistered),
                         _ => Err(JoinError::TokenUsed),
                     });
                 }

@@ -1,12 +1,13 @@
 //! Invites that this node gave, and the joiners that come with them; revoking.
 
+use super::aside::Aside;
+use super::renewal::CERTIFICATE_LIFETIME;
 use super::{Event, Node};
 use crate::Time;
 use crate::batch::Plain;
-use crate::handshake::{Contact, Opened, Source};
-use crate::lane::{RxLane, TxLane};
+use crate::handshake::{Contact, Opened};
 use crate::pull::{Offered, Puller, blob_hash, serve};
-use crate::snapshot::{Install, PeerId, SessionId};
+use crate::snapshot::SessionId;
 use crate::work::Job;
 use shadowmesh_crypto::Hash;
 use shadowmesh_identity::book::{InviteBook, Redeem, Terms};
@@ -16,21 +17,16 @@ use shadowmesh_identity::{Bridge, Certificate, Claim, DAY, Fact, Invite, Name, N
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::{CHUNK, Control, MAX_CHUNKS, Status};
 use shadowmesh_wire::data::{Kind, Ping};
-use shadowmesh_wire::handshake::{Established, LANES, RelayGrant};
 use std::time::Duration;
 
 /// Joiners served at once.
 const MAX_GUESTS: usize = 16;
 /// And for how long.
 const GUEST_LIFETIME: Duration = Duration::from_secs(60);
-/// Their place in the openers: no peer has this number, so no frame of theirs goes anywhere.
-const GUEST: PeerId = PeerId::MAX;
 /// A locator is kept open at the relay for so long, and renewed before.
 const LOCATOR_LIFETIME: u32 = 3600;
 const LOCATOR_RENEW: Duration = Duration::from_secs(1800);
 const LOCATOR_REPEAT: Duration = Duration::from_millis(500);
-/// A certificate lives a year.
-const CERTIFICATE_LIFETIME: u64 = 365 * DAY;
 
 /// An invite that can be used now.
 pub(super) struct OpenInvite {
@@ -42,15 +38,8 @@ pub(super) struct OpenInvite {
 
 /// A joiner.
 pub(super) struct Guest {
-    session: SessionId,
+    aside: Aside,
     locator: Hash,
-    source: Source,
-    since: Time,
-    keys: Option<crate::handshake::SessionKeys>,
-    h2: Hash,
-    sid_r: [u8; 8],
-    rx: [u32; LANES],
-    tx: Option<TxLane>,
     puller: Puller,
     offered: Offered,
     claim: Option<Hash>,
@@ -235,83 +224,36 @@ impl Node {
         if self.guests.len() >= MAX_GUESTS {
             return Err(DropReason::OverLimit);
         }
-        let source = opened.source;
-        let rx = self.fresh_indexes();
-        let established = Established {
-            sid_r: self.rng.bytes(),
-            generation: 0,
-            lanes: rx,
-            observed: source.observed(),
-            mtu: self.config.path_mtu as u16,
-            wall: self.clock(now),
-            relay: RelayGrant::default(),
-        };
-        let finished = self.responder.finish(now, opened, None, &[], &established);
-        let (packets, keys) = match finished {
-            Ok(x) => x,
-            Err(e) => {
-                for index in rx {
-                    self.indexes.remove(&index);
-                }
-                return Err(e);
-            }
-        };
-        let session = self.next_session;
-        self.next_session += 1;
-        for (lane, index) in rx.iter().enumerate() {
-            self.indexes.insert(*index, session);
-            let keys = RxLane::new(keys.receive_lane(lane as u8));
-            self.install(Install::Rx { index: *index, lane: lane as u8, session, peer: GUEST, keys });
-        }
+        let aside = self.open_aside(now, opened, None, &[])?;
         self.guests.push(Guest {
-            session,
+            aside,
             locator,
-            source,
-            since: now,
-            h2: keys.h2,
-            keys: Some(keys),
-            sid_r: established.sid_r,
-            rx,
-            tx: None,
             puller: Puller::default(),
             offered: Offered::default(),
             claim: None,
             reply: None,
             verifying: false,
         });
-        for packet in packets {
-            self.send_typed(&source, packet);
-        }
         Ok(())
     }
 
     pub(super) fn guests_expire(&mut self, now: Time) {
-        let gone: Vec<usize> = (0..self.guests.len())
-            .rev()
-            .filter(|g| now.since(self.guests[*g].since) >= GUEST_LIFETIME)
-            .collect();
-        for g in gone {
+        while let Some(g) = self.guests.iter().position(|g| now.since(g.aside.since) >= GUEST_LIFETIME) {
             let guest = self.guests.swap_remove(g);
-            for index in guest.rx {
-                self.indexes.remove(&index);
-                self.install(Install::RetireRx { index });
-            }
+            self.close_aside(&guest.aside);
         }
     }
 
     fn guest_send(&mut self, g: usize, c: &Control) {
-        let mut body = vec![];
-        c.emit(&mut body);
-        let guest = &mut self.guests[g];
-        let source = guest.source;
-        if let Some(Ok(packet)) = guest.tx.as_mut().map(|tx| tx.seal(Kind::Control, &body)) {
+        let source = self.guests[g].aside.source;
+        if let Some(packet) = self.guests[g].aside.seal(c) {
             self.send_typed(&source, packet);
         }
     }
 
     /// What a joiner says; `None` when the session is no joiner's.
     pub(super) fn handle_guest(&mut self, now: Time, plain: &Plain<'_>) -> Option<Result<(), DropReason>> {
-        let g = self.guests.iter().position(|g| g.session == plain.session)?;
+        let g = self.guests.iter().position(|g| g.aside.session == plain.session)?;
         if plain.kind != Kind::Control {
             return Some(Ping::parse(plain.body).map(|_| ()).map_err(DropReason::from));
         }
@@ -324,14 +266,7 @@ impl Node {
     fn guest_control(&mut self, now: Time, g: usize, c: Control) -> Result<(), DropReason> {
         let guest = &mut self.guests[g];
         match c {
-            Control::Confirm { sid_r, lanes, .. } => {
-                if sid_r != guest.sid_r {
-                    return Err(DropReason::BadHandshake);
-                }
-                if let Some(keys) = guest.keys.take() {
-                    guest.tx = Some(TxLane::new(lanes[0], keys.send_lane(0)));
-                }
-            }
+            Control::Confirm { sid_r, lanes, .. } => guest.aside.confirmed(sid_r, &lanes)?,
             Control::Claim(hash) => {
                 if let Some(reply) = guest.reply.clone() {
                     self.guest_send(g, &reply);
@@ -352,7 +287,7 @@ impl Node {
                     return Err(DropReason::TooLong);
                 }
                 let (blob, more) = guest.puller.chunk(now, &hash, chunk, count, bytes);
-                let (claim, session, h2) = (guest.claim, guest.session, guest.h2);
+                let (claim, session, h2) = (guest.claim, guest.aside.session, guest.aside.h2);
                 for ask in more {
                     self.guest_send(g, &ask);
                 }
@@ -373,7 +308,7 @@ impl Node {
 
     /// The claim is checked: redeem the invite, sign the certificate, commit both, then answer. [P-SINGLE-USE]
     pub(super) fn claim_checked(&mut self, now: Time, session: SessionId, claim: Option<Box<Claim>>) {
-        let Some(g) = self.guests.iter().position(|g| g.session == session) else { return };
+        let Some(g) = self.guests.iter().position(|g| g.aside.session == session) else { return };
         let refuse = |status, text: String| Control::JoinReply { status, text, bundle: [0; 32] };
         let reply = match claim {
             None => refuse(Status::Refused, "the claim's signature does not hold".into()),
@@ -392,11 +327,10 @@ impl Node {
     fn redeem(&mut self, now: Time, locator: &Hash, claim: &Claim) -> Result<Vec<u8>, (Status, String)> {
         use shadowmesh_identity::book::InviteError;
         let (unix, node) = (self.unix(now), claim.node());
-        if self.roster.member(&node).is_some_and(|m| m.revoked.is_some()) {
-            return Err((
-                Status::Refused,
-                "this machine's identity was revoked; join under a new one".into(),
-            ));
+        if let Some(tombstone) = self.roster.ending(&node) {
+            let by = self.roster.name_of(&tombstone.signer());
+            let text = format!("this machine's identity was revoked by {by} (change {})", tombstone.seq());
+            return Err((Status::Revoked, text));
         }
         let name = self.free_name(&claim.name, &node);
         let redeemed = self.book.redeem(locator, node, &name, unix);

@@ -12,10 +12,10 @@ pub(super) const PING_ACTIVE: Duration = Duration::from_secs(1);
 const PING_IDLE: Duration = Duration::from_secs(15);
 const PING_REPEAT: Duration = Duration::from_millis(700);
 /// Unanswered pings after which another opening is tried beside the session, and after which the session is dead.
-const SUSPECT: u32 = 3;
+pub(super) const SUSPECT: u32 = 3;
 const DEAD: u32 = 20;
-/// Between repeats of the roster's state.
-const SYNC: Duration = Duration::from_secs(20);
+/// Between repeats of the roster's state, when both sides agree.
+pub(super) const SYNC: Duration = Duration::from_secs(20);
 
 impl Node {
     /// Pings: for the RTT and for life. Often while the session is used and silent.
@@ -107,9 +107,5 @@ impl Node {
                 self.send_kind(p, current, Kind::Report, &body);
             }
         }
-    }
-
-    pub(super) fn next_sync(now: Time) -> Time {
-        now + SYNC
     }
 }

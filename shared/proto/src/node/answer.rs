@@ -86,6 +86,11 @@ impl Node {
             return Err(DropReason::Malformed);
         };
         let node = self.roster.get(&certificate).filter(|f| f.certificate().is_some()).map(Fact::subject);
+        let own_leaf = |n: NodeId| self.roster.get(&leaf).filter(|l| l.subject() == n && l.leaf().is_some());
+        let ended = node.and_then(|n| Some((n, self.roster.ending(&n)?.clone(), own_leaf(n)?.clone())));
+        if let Some((node, tombstone, leaf)) = ended {
+            return self.bid_farewell(now, opened, node, tombstone, &leaf);
+        }
         let known = node.filter(|_| self.roster.get(&leaf).is_some_and(|l| l.leaf().is_some()));
         match known {
             Some(node) => self.establish(now, opened, node, certificate, leaf),
@@ -108,6 +113,14 @@ impl Node {
             return;
         }
         let node = chain.subject();
+        if let Some(tombstone) = self.roster.ending(&node).cloned() {
+            // It is told; what it has signed since enters no roster.
+            let Some(leaf) = chain.leaf.as_ref().map(|l| l.fact().clone()) else { return };
+            if let Err(reason) = self.bid_farewell(now, opened, node, tombstone, &leaf) {
+                self.drops.count(reason);
+            }
+            return;
+        }
         for fact in chain.into_facts() {
             self.merge(now, fact, None);
         }
@@ -130,10 +143,11 @@ impl Node {
         let unix = self.unix(now);
         let member = self.roster.member(&node).ok_or(DropReason::NotMember)?;
         let valid = node != self.id && self.roster.is_valid(&node, unix).is_ok();
-        // The certificate that counts, and one of the leaves that do.
+        // Its certificate is one of its own, and another may have followed that it has not heard of: what counts is said
+        // by the roster. The leaf is one of those that count.
         let leaf = member.leaves().find(|l| l.id() == leaf_hash).and_then(Fact::leaf);
         let leaf = leaf.filter(|l| l.not_after > unix).ok_or(DropReason::NotMember)?;
-        if !valid || member.fact.id() != certificate {
+        if !valid {
             return Err(DropReason::NotMember);
         }
         let key = (*leaf.key).clone();

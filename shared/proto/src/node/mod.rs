@@ -9,10 +9,14 @@
 mod admit;
 mod alive;
 mod answer;
+mod aside;
+mod farewell;
 mod own;
 mod peer;
 mod rekey;
 mod relays;
+mod renewal;
+mod rotation;
 mod session;
 mod sessions;
 mod switch;
@@ -27,9 +31,10 @@ use peer::Peer;
 use shadowmesh_crypto::Hash;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kem;
+use shadowmesh_crypto::secret::Secret;
 use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::book::InviteBook;
-use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
+use shadowmesh_identity::{Fact, Genesis, HostPort, NodeId, Roster};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -52,6 +57,8 @@ pub struct NodeConfig {
     pub keys: OwnKeys,
     /// Root key, where this machine keeps it: only the root revokes admins.
     pub root: Option<Arc<SigningKey>>,
+    /// Owner secrets of relays, where this machine keeps them: it rotates the access secrets there.
+    pub owners: Vec<(NodeId, Secret<32>)>,
     /// Invites from the store.
     pub invites: InviteBook,
     /// Suites, the preferred first.
@@ -81,6 +88,8 @@ pub enum Timer {
     Relay(u32),
     /// Locators at the relays.
     Invites,
+    /// Access secrets to be rotated.
+    Rotation,
     /// The own leaf, the clock, what strangers left.
     Housekeeping,
 }
@@ -101,6 +110,8 @@ pub enum Event {
         /// Under which name.
         name: String,
     },
+    /// A member's certificate ended soon, and was renewed.
+    Renewed(NodeId),
     /// A relay's name needs an address: [`Node::set_relay_address`].
     Resolve {
         /// The node's number for it.
@@ -109,6 +120,17 @@ pub enum Event {
         host: String,
         /// UDP port.
         port: u16,
+    },
+    /// A relay is to take another access secret: [`crate::join::Registrar::rotate`], then [`Node::rotated`].
+    Rotate {
+        /// Which relay.
+        relay: NodeId,
+        /// Where it listens.
+        place: HostPort,
+        /// The owner secret there.
+        owner: Secret<32>,
+        /// What it is to take.
+        access: Secret<32>,
     },
     /// A session with a peer stands, by this route.
     PeerUp(NodeId, Route),
@@ -131,7 +153,7 @@ pub enum Event {
     RelayDown(NodeId),
     /// A member was revoked, or its admin was; its session is cut.
     Revoked(NodeId),
-    /// This node was revoked.
+    /// This node was revoked: [`shadowmesh_identity::Roster::ending`] says by whom. It does nothing any more.
     SelfRevoked,
 }
 
@@ -198,6 +220,10 @@ pub struct Node {
     book: InviteBook,
     invites: Vec<admit::OpenInvite>,
     guests: Vec<admit::Guest>,
+    farewells: Vec<farewell::Farewell>,
+    rotations: Vec<rotation::Rotation>,
+    /// Access secrets that may not be told yet.
+    untellable: Vec<Hash>,
     jobs: HashMap<u64, sync::Pending>,
     next_job: u64,
     housekeeping: Time,
@@ -260,6 +286,9 @@ impl Node {
             book: std::mem::take(&mut config.invites),
             invites: vec![],
             guests: vec![],
+            farewells: vec![],
+            rotations: vec![],
+            untellable: vec![],
             jobs: HashMap::new(),
             next_job: 0,
             housekeeping: now,
@@ -281,6 +310,7 @@ impl Node {
         node.refresh_members(now);
         node.refresh_relays(now);
         node.refresh_invites(now);
+        node.refresh_rotations(now);
         node.publish();
         node
     }
@@ -357,6 +387,7 @@ impl Node {
             consider(p.deadline(self.wants_session(p)), Timer::Peer(p.id));
         }
         consider(self.locators_due(), Timer::Invites);
+        consider(self.rotations.iter().map(|r| r.due).min(), Timer::Rotation);
         for (i, l) in self.links.iter().enumerate() {
             consider(l.deadline(), Timer::Relay(i as u32));
         }
@@ -387,6 +418,15 @@ impl Node {
 
     /// What an opener could not decide.
     pub fn handle_upcall(&mut self, now: Time, upcall: Upcall<'_>) {
+        let by_relay = match &upcall {
+            Upcall::Typed { source: Source::Relay { relay, .. }, .. } => Some(*relay),
+            Upcall::Plain(Plain { source: Source::Relay { relay, .. }, .. }) => Some(*relay),
+            Upcall::FromRelay { relay, .. } => Some(*relay),
+            _ => None,
+        };
+        if let Some(relay) = by_relay {
+            self.nudge_link(now, relay as usize);
+        }
         let result = match upcall {
             Upcall::Typed { source, packet } => self.handle_typed(now, source, packet),
             Upcall::Plain(plain) => self.handle_plain(now, plain),
@@ -431,9 +471,15 @@ impl Node {
             self.refresh_members(now);
             self.refresh_invites(now);
             self.guests_expire(now);
+            self.farewells_expire(now);
+            self.renew_certificates(now);
+            self.refresh_rotations(now);
         }
         if self.locators_due().is_some_and(|d| d <= now) {
             self.open_locators(now);
+        }
+        if self.rotations.iter().any(|r| r.due <= now) {
+            self.rotate(now);
         }
         for i in 0..self.links.len() {
             if self.links[i].deadline().is_some_and(|d| d <= now) {
@@ -520,7 +566,7 @@ impl Node {
     }
 
     fn is_live(&self, node: &NodeId) -> bool {
-        *node != self.id && self.roster.is_valid(node, self.admin_time).is_ok()
+        !self.revoked_self && *node != self.id && self.roster.is_valid(node, self.admin_time).is_ok()
     }
 
     /// The peer with this number, or the one that gets the next.
@@ -565,9 +611,23 @@ impl Node {
                 Err(shadowmesh_identity::Invalid::Revoked | shadowmesh_identity::Invalid::IssuerRevoked)
             )
         {
-            self.revoked_self = true;
-            self.events.push_back(Event::SelfRevoked);
+            self.end_self();
         }
+    }
+
+    /// This node is no member any more: the roster says so, by a tombstone that it has verified. It says nothing more to
+    /// anybody, and takes nothing. [P-FAREWELL]
+    fn end_self(&mut self) {
+        self.revoked_self = true;
+        for p in 0..self.peers.len() {
+            self.drop_sessions(p as PeerId, "this node was revoked");
+            self.peers[p].opening = None;
+            self.peers[p].queue.clear();
+        }
+        self.links.clear();
+        self.invites.clear();
+        self.dirty = true;
+        self.events.push_back(Event::SelfRevoked);
     }
 
     /// How to reach a peer now: the way that its session was made by, else the way an opening would go.
@@ -645,6 +705,9 @@ impl Node {
 
     fn handle_plain(&mut self, now: Time, plain: Plain<'_>) -> Result<(), DropReason> {
         if let Some(done) = self.handle_guest(now, &plain) {
+            return done;
+        }
+        if let Some(done) = self.handle_farewell(&plain) {
             return done;
         }
         let p = *self.sessions.get(&plain.session).ok_or(DropReason::NoSession)?;

@@ -6,6 +6,7 @@ use crate::handshake::Initiator;
 use crate::pull::Puller;
 use crate::snapshot::{PeerId, Route, SessionId};
 use crate::time::earlier;
+use shadowmesh_crypto::Hash;
 use shadowmesh_identity::NodeId;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,6 +19,9 @@ pub(super) const QUEUE_LIFETIME: Duration = Duration::from_secs(3);
 pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// And its end.
 pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// After a session's beginning, and after silence, the rosters are compared again so soon; then half as often, and so on.
+const FIRST_SYNC: Duration = Duration::from_millis(500);
 
 /// A peer and everything about it that moves.
 pub(super) struct Peer {
@@ -59,6 +63,11 @@ pub(super) struct Peer {
     /// Stamp of its last ping, microseconds, and when it came: reports echo it.
     pub echo: (u32, Time),
     pub next_sync: Option<Time>,
+    /// Between this and the next repeat of the roster's state: short until both sides agree.
+    pub sync_wait: Duration,
+    /// Tombstones that it has not shown to have, and when they are told again.
+    pub untold: Vec<Hash>,
+    pub tell_at: Time,
     /// Seconds that its clock is ahead of ours.
     pub skew: Option<i64>,
     /// Receiver report counters: packets that it says have arrived, by lane of the sending session.
@@ -94,6 +103,9 @@ impl Peer {
             last_active: Time(0),
             echo: (0, Time(0)),
             next_sync: None,
+            sync_wait: FIRST_SYNC,
+            untold: vec![],
+            tell_at: Time(0),
             skew: None,
             loss: None,
         }
@@ -105,6 +117,12 @@ impl Peer {
 
     pub fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|s| s.id == id)
+    }
+
+    /// The two rosters are compared now, and again soon unless they agree.
+    pub fn sync_now(&mut self, now: Time) {
+        self.next_sync = Some(now);
+        self.sync_wait = FIRST_SYNC;
     }
 
     /// The session that is sent on.
@@ -122,6 +140,7 @@ impl Peer {
             due = earlier(due, Some(self.next_ping));
             due = earlier(due, self.next_sync);
             due = earlier(due, self.puller.deadline());
+            due = earlier(due, (!self.untold.is_empty()).then_some(self.tell_at));
         } else if self.opening.is_none() && wants_session {
             due = earlier(due, Some(self.next_try));
         }

@@ -5,7 +5,8 @@ use crate::Time;
 use crate::handshake::{Credential, ResponderLeaf};
 use crate::relay_leg::RelayLeg;
 use crate::relay_link::{LinkEvent, RelayLink};
-use crate::snapshot::Install;
+use crate::snapshot::{Install, Route};
+use shadowmesh_crypto::secret::Secret;
 use shadowmesh_identity::{HostPort, Location, NodeId};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
@@ -16,12 +17,19 @@ use std::time::Duration;
 
 /// Links kept at once.
 const MAX_LINKS: usize = 8;
+/// After so long without this node its peers may have ended their sessions with it.
+const GIVEN_UP: Duration = Duration::from_secs(8);
 
 /// A relay link and what the roster says of its relay.
 pub(super) struct Link {
     link: RelayLink,
     place: HostPort,
-    generation: (u32, [u8; 32]),
+    access: Arc<Secret<32>>,
+    down_since: Option<Time>,
+    /// It takes the place of another link to the same relay, which carries until this one does.
+    follows: bool,
+    /// What the data half is to send by, once the relay has been heard.
+    coming: Option<(SocketAddr, u32, Secret<32>)>,
 }
 
 impl Link {
@@ -70,12 +78,15 @@ pub struct RelayStatus {
 impl Node {
     /// Links for the relays that the roster names; a rotated access secret makes a link anew.
     pub(super) fn refresh_relays(&mut self, now: Time) {
+        if self.revoked_self {
+            return;
+        }
         let listed = self.roster.relays().into_iter().take(MAX_LINKS);
         let relays: Vec<_> =
-            listed.map(|(id, a)| (id, a.address.clone(), a.tag, *a.secret.expose(), a.generation)).collect();
-        for (relay, place, tag, secret, generation) in relays {
+            listed.map(|(id, a)| (id, a.address.clone(), a.tag, a.secret.duplicate())).collect();
+        for (relay, place, tag, secret) in relays {
             let known = self.links.iter().position(|l| *l.relay() == relay.0);
-            if known.is_some_and(|i| self.links[i].generation == (generation, secret)) {
+            if known.is_some_and(|i| *self.links[i].access == secret) {
                 continue;
             }
             let Some((key, fresh)) = self.own.pseudonym(&relay.0) else { continue };
@@ -84,12 +95,13 @@ impl Node {
             }
             let mut short = [0; 16];
             short.copy_from_slice(&tag[..16]);
-            let access = Arc::new(shadowmesh_crypto::secret::Secret::new(secret));
-            let credential = Credential::Pseudonym { key, tag: short, access };
+            let access = Arc::new(secret);
+            let credential = Credential::Pseudonym { key, tag: short, access: access.clone() };
             let address = place.host().parse().ok().map(|ip| SocketAddr::new(ip, place.port()));
             let link = RelayLink::new(relay.0, address, credential, self.config.suites.clone(), now);
             let number = known.unwrap_or(self.links.len());
-            let link = Link { link, place: place.clone(), generation: (generation, secret) };
+            let follows = known.is_some_and(|i| self.links[i].is_up());
+            let link = Link { link, place: place.clone(), access, down_since: None, follows, coming: None };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),
@@ -126,6 +138,14 @@ impl Node {
     pub(super) fn link_timeout(&mut self, now: Time, i: usize) {
         self.links[i].link.handle_timeout(now, &mut self.rng);
         self.drain_link(now, i);
+    }
+
+    /// Something came by a relay, whether or not its link stands.
+    pub(super) fn nudge_link(&mut self, now: Time, i: usize) {
+        if self.links.get(i).is_some_and(|l| !l.is_up()) {
+            self.links[i].link.nudge(now, &mut self.rng);
+            self.drain_link(now, i);
+        }
     }
 
     /// A typed packet that may be a relay's answer; `false` when it is not.
@@ -183,7 +203,20 @@ impl Node {
                     self.relay_up(now, i, grant, address, &up, down);
                     self.events.push_back(Event::RelayUp(relay));
                 }
+                LinkEvent::Heard => {
+                    if let Some(legs) = self.links[i].coming.take() {
+                        self.install_legs(i, legs);
+                    }
+                }
+                LinkEvent::Back => {
+                    // What came meanwhile is lost.
+                    for p in self.peers_by(i) {
+                        self.peers[p].sync_now(now);
+                    }
+                }
                 LinkEvent::Down(_) => {
+                    self.links[i].down_since = Some(now);
+                    self.links[i].coming = None;
                     self.dirty = true;
                     self.events.push_back(Event::RelayDown(relay));
                 }
@@ -219,21 +252,51 @@ impl Node {
         down: shadowmesh_crypto::secret::Secret<32>,
     ) {
         let relay = i as u32;
-        // The link itself counts as the relay's thread 0; sealer n is its thread n + 1.
-        for thread in 0..=self.config.data_threads {
-            let leg = RelayLeg::new(address, grant.slot, thread as u8 + 1, up.duplicate());
-            self.install(Install::Relay { thread, relay, leg });
+        let legs = (address, grant.slot, up.duplicate());
+        if std::mem::take(&mut self.links[i].follows) {
+            // A frame that overtakes the confirmation would be lost: the link before carries until the relay is heard.
+            self.links[i].coming = Some(legs);
+        } else {
+            self.install_legs(i, legs);
         }
         self.install(Install::RelayDown { relay, slot: grant.slot, key: down });
         self.dirty = true;
         self.refresh_own(now);
         self.forget_locators(relay);
         self.open_locators(now);
+        let down_since = self.links[i].down_since.take();
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
             peer.next_try = peer.next_try.min(now);
             peer.next_ping = peer.next_ping.min(now);
             peer.unanswered = 0;
         }
+        let Some(since) = down_since else { return };
+        for p in self.peers_by(i) {
+            // Nothing that was said meanwhile has arrived; and whom we were away from for long has given us up, so that
+            // an opening is tried beside the session at once, where a session is wanted.
+            let wanted = self.wants_session(&self.peers[p]);
+            let peer = &mut self.peers[p];
+            peer.sync_now(now);
+            if wanted && now.since(since) >= GIVEN_UP {
+                peer.unanswered = super::alive::SUSPECT;
+            }
+        }
+    }
+
+    /// The data half sends by this link from now on.
+    fn install_legs(&mut self, i: usize, (address, slot, up): (SocketAddr, u32, Secret<32>)) {
+        // The link itself counts as the relay's thread 0; sealer n is its thread n + 1.
+        for thread in 0..=self.config.data_threads {
+            let leg = RelayLeg::new(address, slot, thread as u8 + 1, up.duplicate());
+            self.install(Install::Relay { thread, relay: i as u32, leg });
+        }
+    }
+
+    /// Peers whose session goes by this relay.
+    fn peers_by(&self, link: usize) -> Vec<usize> {
+        let by =
+            |p: &super::Peer| matches!(p.route, Some(Route::Relay { relay, .. }) if relay as usize == link);
+        (0..self.peers.len()).filter(|p| self.peers[*p].sending.is_some() && by(&self.peers[*p])).collect()
     }
 }

@@ -12,7 +12,7 @@ use crate::handshake::{
 use crate::lane::{RxLane, TxLane};
 use crate::snapshot::{Install, PeerId, Route, SessionId, THREADS};
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::control::Control;
+use shadowmesh_wire::control::{CHUNK, Control};
 use shadowmesh_wire::data::{Kind, Ping, Report};
 use shadowmesh_wire::handshake::{Established, LANES, Sid};
 use std::time::Duration;
@@ -306,7 +306,7 @@ impl Node {
         }
         peer.unanswered = 0;
         peer.next_ping = if first { now } else { peer.next_ping.min(now + PING_ACTIVE) };
-        peer.next_sync = Some(now);
+        peer.sync_now(now);
         if let Some(loser) = loser.and_then(|l| peer.session_mut(l)) {
             loser.retire_at = Some(now + GRACE);
             loser.confirm = None;
@@ -353,6 +353,15 @@ impl Node {
     /// Cuts a peer off: every session ends now. [P-CUT]
     pub(super) fn cut(&mut self, p: PeerId, why: &str) {
         if self.peers[p as usize].sending.is_some() {
+            // Its last words are the proof: of five packets that may be lost, since nothing that it asks is answered any
+            // more. Who misses one hears it when it comes back. [P-FAREWELL]
+            if let Some(tombstone) = self.roster.ending(&self.peers[p as usize].node).cloned() {
+                let (id, bytes) = (tombstone.id(), tombstone.bytes());
+                self.send_control(p, &Control::Have(vec![id]));
+                for chunk in 0..bytes.len().div_ceil(CHUNK) as u16 {
+                    self.send_control(p, &crate::pull::serve(Some(bytes), id, chunk));
+                }
+            }
             let text = why.chars().take(shadowmesh_wire::control::MAX_TEXT).collect();
             self.send_control(p, &Control::Refused(text));
         }
@@ -370,6 +379,8 @@ impl Node {
         for id in all {
             self.remove_session(p, id);
         }
+        // The next session begins with a comparison of all.
+        self.peers[p as usize].untold.clear();
         if was {
             self.events.push_back(Event::PeerDown(self.peers[p as usize].node, why));
         }
@@ -404,6 +415,10 @@ impl Node {
     fn heard_from(&mut self, now: Time, p: PeerId) {
         let peer = &mut self.peers[p as usize];
         peer.last_rx = Some(now);
+        if peer.unanswered > 1 {
+            // Something was lost, and a revocation may be what it was.
+            peer.sync_now(now);
+        }
         peer.unanswered = 0;
         if let Some(Route::Relay { relay, .. }) = peer.route
             && let Some(l) = self.links.get_mut(relay as usize)

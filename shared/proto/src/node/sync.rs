@@ -1,6 +1,7 @@
 //! The roster between members: anti-entropy by digests, new facts pushed by hash, everything large pulled; and the jobs
 //! that check signatures off the packet loop.
 
+use super::alive::SYNC;
 use super::{Event, Node};
 use crate::Time;
 use crate::handshake::{Asked, ResponderLeaf, Source};
@@ -14,7 +15,10 @@ use shadowmesh_identity::{Fact, NodeId, Verified};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::{BUCKETS, Control, MAX_HASHES};
 use shadowmesh_wire::handshake::Sid;
+use std::time::Duration;
 
+/// Between repeats of a tombstone that a peer has not shown to have.
+const TELL_REPEAT: Duration = Duration::from_millis(500);
 /// Jobs under way at once; past it nothing new is taken on.
 const MAX_JOBS: usize = 256;
 /// Seconds of the week that neighbours are drawn for.
@@ -119,7 +123,8 @@ impl Node {
 
     /// A verified fact: into the roster, and what follows from it.
     pub(super) fn merge(&mut self, now: Time, fact: Verified, from: Option<PeerId>) {
-        let id = fact.fact().id();
+        let (id, ends) = (fact.fact().id(), fact.fact().tombstone().is_some());
+        let secret = fact.fact().access().is_some();
         let merged = self.roster.merge(fact);
         self.admin_time = self.roster.newest_admin_fact_time();
         if !merged.is_stored() {
@@ -152,10 +157,27 @@ impl Node {
         }
         self.refresh_members(now);
         self.refresh_relays(now);
+        if ends || secret {
+            self.refresh_rotations(now);
+        }
+        // An access secret waits for the tombstones that it followed.
+        let mut tell = std::mem::take(&mut self.untellable);
+        tell.push(id);
+        let may = |h: &Hash| self.roster.get(h).is_none_or(|f| self.may_tell(f));
+        let (tell, wait) = tell.into_iter().partition(may);
+        self.untellable = wait;
         // Everyone who is reachable hears of it at once. [P-PUSH]
-        for p in 0..self.peers.len() as PeerId {
-            if Some(p) != from && self.peers[p as usize].sending.is_some() {
-                self.send_control(p, &Control::Have(vec![id]));
+        if !tell.is_empty() {
+            for p in 0..self.peers.len() as PeerId {
+                if Some(p) != from && self.peers[p as usize].sending.is_some() {
+                    self.send_control(p, &Control::Have(tell.clone()));
+                    let peer = &mut self.peers[p as usize];
+                    // Somebody's end is said until it is heard, however the network is. [P-PUSH]
+                    if ends && peer.untold.len() < MAX_HASHES {
+                        peer.untold.push(id);
+                        peer.tell_at = now + TELL_REPEAT;
+                    }
+                }
             }
         }
         // What waited for this one's signer.
@@ -177,7 +199,14 @@ impl Node {
     pub(super) fn send_state(&mut self, now: Time, p: PeerId, id: SessionId) {
         let state = Control::RosterState { digest: self.roster.digest(), version: self.roster.version() };
         self.send_on(p, id, &state);
-        self.peers[p as usize].next_sync = Some(Self::next_sync(now));
+        let peer = &mut self.peers[p as usize];
+        peer.next_sync = Some(now + peer.sync_wait);
+        peer.sync_wait = (peer.sync_wait * 2).min(SYNC);
+    }
+
+    /// A peer has shown that it has a fact, or asks for it.
+    fn heard_of(&mut self, p: PeerId, hash: &Hash) {
+        self.peers[p as usize].untold.retain(|h| h != hash);
     }
 
     pub(super) fn sync_timeout(&mut self, now: Time, p: PeerId) {
@@ -186,6 +215,11 @@ impl Node {
             && let Some(id) = self.peers[i].sending
         {
             self.send_state(now, p, id);
+        }
+        if now >= self.peers[i].tell_at && !self.peers[i].untold.is_empty() {
+            self.peers[i].tell_at = now + TELL_REPEAT;
+            let untold = self.peers[i].untold.clone();
+            self.send_control(p, &Control::Have(untold));
         }
         if self.peers[i].puller.deadline().is_some_and(|d| d <= now) {
             let (ask, _) = self.peers[i].puller.handle_timeout(now);
@@ -209,8 +243,17 @@ impl Node {
         match c {
             Control::RosterState { digest, .. } => {
                 if digest != self.roster.digest() {
+                    // Whom to cut comes before all else that is new.
+                    let ended = self.roster.newest_tombstones(MAX_HASHES);
+                    if !ended.is_empty() {
+                        self.send_control(p, &Control::Have(ended));
+                    }
                     let buckets = Box::new(self.roster.bucket_digests());
                     self.send_control(p, &Control::RosterBuckets(buckets));
+                } else {
+                    let peer = &mut self.peers[p as usize];
+                    peer.untold.clear();
+                    peer.sync_wait = SYNC;
                 }
             }
             Control::RosterBuckets(theirs) => {
@@ -230,6 +273,7 @@ impl Node {
             Control::RosterIds { bucket, part, ids } => {
                 // What they have and we do not is pulled; what we have and they do not is offered.
                 for id in &ids {
+                    self.heard_of(p, id);
                     self.pull_fact(now, p, *id);
                 }
                 if part.1 == 1 {
@@ -242,11 +286,14 @@ impl Node {
             }
             Control::Have(ids) => {
                 for id in ids {
+                    self.heard_of(p, &id);
                     self.pull_fact(now, p, id);
                 }
             }
             Control::Pull { hash, chunk } => {
-                let reply = serve(self.roster.get(&hash).map(Fact::bytes), hash, chunk);
+                self.heard_of(p, &hash);
+                let fact = self.roster.get(&hash).filter(|f| self.may_tell(f));
+                let reply = serve(fact.map(Fact::bytes), hash, chunk);
                 self.send_control(p, &reply);
             }
             Control::Chunk { hash, chunk, count, bytes } => {

@@ -115,7 +115,8 @@ impl Scene {
         let relay_arguments = vec!["--http".to_owned(), HTTP.to_owned()];
         let relay = spawn_relay(&vps, &state, &relay_arguments);
         wait_for_relay(&vps);
-        let evening = Evening { machines, vps, state, relay, urls, relay_arguments, line: None, lab };
+        let evening =
+            Evening { machines, vps, state, relay, urls, relay_arguments, line: None, routers: vec![], lab };
         // All of the handshakes, with the traffic after them.
         let stop = AtomicBool::new(false);
         let captured = std::thread::scope(|scope| {
