@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash revocation
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash hostile revocation
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,17 +51,23 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run
 
-bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshake cost (root)
+bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, a thousand clients (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
 	@mkdir -p target/measured
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bench
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-load
 	target/release/handshake-cost --report target/measured/bench-handshake.json
-	scripts/measured target/measured/bench.json target/measured/bench-handshake.json
+	scripts/measured target/measured/bench.json target/measured/bench-load.json target/measured/bench-handshake.json
+
+hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SECONDS=60 with and without (root, two cores)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-hostile || { scripts/measured target/measured/hostile.json; exit 1; }
+	scripts/measured target/measured/hostile.json
 
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
 	tests/fuzz/run
 
-formal: ## the symbolic models against what they are expected to prove (ProVerif, Verifpal)
+formal: ## the symbolic models against what they are expected to prove (Verifpal; ProVerif where it is installed)
 	tests/formal/run
 
 measured: ## all measured promises as a table; fails when one does not hold

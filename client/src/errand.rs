@@ -3,7 +3,7 @@
 use shadowmesh_control::{Exit, Problem, with_dates};
 use shadowmesh_crypto::Secret;
 use shadowmesh_host::clock::Clock;
-use shadowmesh_host::udp::{RecvBatch, Udp};
+use shadowmesh_host::udp::{Queue, RecvBatch, Udp};
 use shadowmesh_host::wake::{Interest, Poller};
 use shadowmesh_identity::HostPort;
 use shadowmesh_proto::join::{JoinError, JoinProgress, Joined, Joiner, Registered, Registrar};
@@ -122,9 +122,9 @@ pub fn run<M: Machine>(
             waiting(told);
         }
         let timeout = machine.deadline().map_or(Duration::from_secs(1), |at| at.since(now()));
-        let fds: Vec<_> = udp.fds().map(|fd| (fd, Interest::Read)).collect();
+        let fds: Vec<_> = udp.fds(Queue::Both).map(|fd| (fd, Interest::Read)).collect();
         poller.wait(&fds, Some(timeout.min(Duration::from_secs(1)))).map_err(broken)?;
-        if udp.recv_batch(&mut received).map_err(broken)? > 0 {
+        if udp.recv_batch(&mut received, Queue::Both).map_err(broken)? > 0 {
             for (from, datagram) in received.iter_mut() {
                 machine.handle_datagram(now(), from, datagram);
             }

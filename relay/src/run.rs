@@ -12,9 +12,10 @@ use nix::unistd::geteuid;
 use shadowmesh_control::{Exit, Problem};
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::privilege::{self, DropOptions, PrivilegeError};
+use shadowmesh_host::ration::Ration;
 use shadowmesh_host::service::{Notice, notify};
 use shadowmesh_host::store::{self, Dir};
-use shadowmesh_host::udp::{RecvBatch, SendStop, Udp};
+use shadowmesh_host::udp::{BATCH, Queue, RecvBatch, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_proto::Time;
 use shadowmesh_relay_core::{Event, Relay};
@@ -28,6 +29,10 @@ use zeroize::Zeroizing;
 const SLOT: usize = 9344;
 /// Batches received before timers and questions are looked at.
 const ROUNDS: usize = 16;
+/// Strangers may cost one part in so many of the time: enough for 1,000 handshakes a second, and the clients have the rest.
+const STRANGERS: u32 = 2;
+/// And so many datagrams of theirs are looked at, before clients are again.
+const STRANGERS_BATCH: usize = BATCH / 4;
 /// How long a full socket is waited for before the rest of a batch is dropped.
 const BUSY: Duration = Duration::from_millis(20);
 /// Between tries to save a state that could not be saved.
@@ -180,16 +185,25 @@ impl Loop {
     fn run(&mut self, paths: &Paths, args: &Run) -> Result<(), Problem> {
         let broken = |e: std::io::Error| Problem::failed(format!("the relay's sockets do not work: {e}"));
         let mut poller = Poller::new();
-        let mut batch = RecvBatch::new(shadowmesh_host::udp::BATCH, SLOT);
+        let mut batch = RecvBatch::new(BATCH, SLOT);
+        let mut strangers = (RecvBatch::new(STRANGERS_BATCH, SLOT), Ration::one_of(STRANGERS));
         loop {
             let now = time(&self.clock);
             let mut deadline = self.relay.poll_timeout();
             if self.unsaved.is_some() {
                 deadline = deadline.into_iter().chain([self.save_at]).min();
             }
-            let timeout = deadline.map(|t| t.since(now));
+            let mut timeout = deadline.map(|t| t.since(now));
             let mut fds = vec![(self.signals.as_fd(), Interest::Read), (self.waker.as_fd(), Interest::Read)];
-            fds.extend(self.udp.fds().map(|fd| (fd, Interest::Read)));
+            fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
+            let sessions = fds.len();
+            let wait = strangers.1.next().saturating_sub(self.clock.now());
+            if wait.is_zero() {
+                fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
+            } else {
+                timeout = timeout.into_iter().chain([wait]).min();
+            }
+            let all = fds.len();
             let ready = poller.wait(&fds, timeout).map_err(broken)?;
             drop(fds);
             if ready.readable(0) && self.on_signals(paths, args) {
@@ -197,11 +211,16 @@ impl Loop {
                 return Ok(());
             }
             for _ in 0..ROUNDS {
-                let received = self.udp.recv_batch(&mut batch).map_err(broken)?;
-                if received == 0 {
+                if self.udp.recv_batch(&mut batch, Queue::Sessions).map_err(broken)? == 0 {
                     break;
                 }
                 self.turn(&mut batch);
+            }
+            if (sessions..all).any(|i| ready.readable(i)) {
+                let began = self.clock.now();
+                self.udp.recv_batch(&mut strangers.0, Queue::Strangers).map_err(broken)?;
+                self.turn(&mut strangers.0);
+                strangers.1.spent(began, self.clock.now());
             }
             let now = time(&self.clock);
             if now >= self.clock_at {
@@ -299,7 +318,7 @@ impl Loop {
             }
             match stop {
                 SendStop::WouldBlock => {
-                    let fds: Vec<_> = self.udp.fds().map(|fd| (fd, Interest::Write)).collect();
+                    let fds: Vec<_> = self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)).collect();
                     let _either_way = Poller::new().wait(&fds, Some(Duration::from_millis(5)));
                 }
                 SendStop::NoBuffers => std::thread::sleep(Duration::from_micros(500)),

@@ -7,22 +7,13 @@ mod common;
 use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use shadowmesh_crypto::kdf::{Label, hash};
-use shadowmesh_crypto::kem;
-use shadowmesh_crypto::secret::Secret;
 use shadowmesh_identity::RelayUrl;
 use shadowmesh_proto::handshake::Credential;
+use shadowmesh_test_clients::{Client, Clients, LOOPBACK, pseudonym};
 use shadowmesh_wire::control::{Control, Status};
-use std::sync::Arc;
 
 const OWNER: [u8; 32] = [3; 32];
 const ACCESS: [u8; 32] = [4; 32];
-
-fn pseudonym() -> Credential {
-    let tag = hash(Label::OwnerTag, &[&OWNER])[..16].try_into().unwrap();
-    let key = Arc::new(kem::SecretKey::generate().unwrap());
-    Credential::Pseudonym { key, tag, access: Arc::new(Secret::new(ACCESS)) }
-}
 
 fn registered(c: &Client) -> Option<Status> {
     c.controls.iter().find_map(|c| match c {
@@ -38,17 +29,20 @@ fn register_exchange_restart() {
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
     let url: RelayUrl = made["urls"][0].as_str().unwrap().parse().unwrap();
     let mut relay = Process::start(&dir, "127.0.0.1:0");
-    let mut clients = Clients::new(&url, relay.udp);
+    let mut clients = Clients::new(&url, &[relay.udp]);
 
     let token = *url.token.as_ref().unwrap().expose();
-    let creator = clients.add(Credential::Anonymous);
+    let creator = clients.add(Credential::Anonymous, LOOPBACK);
     clients.until("the creator's session", |c| c[creator].link.is_up());
     let register = Control::Register { token, owner: OWNER, access: ACCESS };
-    clients.all[creator].link.send_control(&register);
+    clients.say(creator, &register);
     clients.until("the registration", |c| registered(&c[creator]).is_some());
     assert_eq!(registered(&clients.all[creator]), Some(Status::Ok));
 
-    let (a, b) = (clients.add(pseudonym()), clients.add(pseudonym()));
+    let (a, b) = (
+        clients.add(pseudonym(&OWNER, &ACCESS), LOOPBACK),
+        clients.add(pseudonym(&OWNER, &ACCESS), LOOPBACK),
+    );
     clients.until("two clients", |c| c[a].link.rtt().is_some() && c[b].link.rtt().is_some());
     let handle = |c: &Clients, i: usize| c.all[i].grant.unwrap().handle;
     let (of_a, of_b) = (handle(&clients, a), handle(&clients, b));
@@ -86,15 +80,15 @@ fn register_exchange_restart() {
     clients.until("a packet after the restart", |c| c[b].got.last().is_some_and(|g| g.1 == b"again"));
 
     // The token is used, whatever was killed when; a fresh one is taken by the running relay.
-    let late = clients.add(Credential::Anonymous);
+    let late = clients.add(Credential::Anonymous, LOOPBACK);
     clients.until("another creator", |c| c[late].link.is_up());
-    clients.all[late].link.send_control(&Control::Register { token, owner: [9; 32], access: ACCESS });
+    clients.say(late, &Control::Register { token, owner: [9; 32], access: ACCESS });
     clients.until("an answer", |c| registered(&c[late]).is_some());
     assert_eq!(registered(&clients.all[late]), Some(Status::Used));
     let fresh: RelayUrl = dir.say(&["token", "new"]).parse().unwrap();
     let token = *fresh.token.unwrap().expose();
     clients.all[late].controls.clear();
-    clients.all[late].link.send_control(&Control::Register { token, owner: [9; 32], access: ACCESS });
+    clients.say(late, &Control::Register { token, owner: [9; 32], access: ACCESS });
     clients.until("an answer", |c| registered(&c[late]).is_some());
     assert_eq!(registered(&clients.all[late]), Some(Status::Ok));
 
@@ -176,8 +170,8 @@ fn root_is_left() {
         assert_eq!(line(set), "0000000000000000", "{set}");
     }
     let url: RelayUrl = dir.say(&["url"]).parse().unwrap();
-    let mut clients = Clients::new(&url, relay.udp);
-    let a = clients.add(Credential::Anonymous);
+    let mut clients = Clients::new(&url, &[relay.udp]);
+    let a = clients.add(Credential::Anonymous, LOOPBACK);
     clients.until("a session", |c| c[a].link.rtt().is_some());
 }
 
@@ -190,20 +184,20 @@ fn nothing_is_answered_that_is_not_stored() {
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
     let url: RelayUrl = made["urls"][0].as_str().unwrap().parse().unwrap();
     let relay = Process::start(&dir, "127.0.0.1:0");
-    let mut clients = Clients::new(&url, relay.udp);
-    let creator = clients.add(Credential::Anonymous);
+    let mut clients = Clients::new(&url, &[relay.udp]);
+    let creator = clients.add(Credential::Anonymous, LOOPBACK);
     clients.until("a session", |c| c[creator].link.rtt().is_some());
     // A directory stands where the temporary file would.
     let obstacle = dir.0.join("relay/.state.new.tmp");
     std::fs::create_dir(&obstacle).unwrap();
     let token = *url.token.as_ref().unwrap().expose();
     let register = Control::Register { token, owner: OWNER, access: ACCESS };
-    clients.all[creator].link.send_control(&register);
+    clients.say(creator, &register);
     let end = clients.clock.now() + std::time::Duration::from_millis(700);
     let clock = clients.clock;
     clients.until("a while", |_| clock.now() > end);
     assert_eq!(registered(&clients.all[creator]), None);
-    clients.all[creator].link.send_control(&register);
+    clients.say(creator, &register);
     clients.until("an answer", |c| registered(&c[creator]).is_some());
     assert_eq!(registered(&clients.all[creator]), Some(Status::Pending));
     assert_eq!((relay.get("/ready").0, relay.get("/health").0, relay.get("/live").0), (503, 503, 200));
@@ -214,7 +208,7 @@ fn nothing_is_answered_that_is_not_stored() {
         relay.get("/ready").0 == 200
     });
     clients.all[creator].controls.clear();
-    clients.all[creator].link.send_control(&register);
+    clients.say(creator, &register);
     clients.until("the registration", |c| registered(&c[creator]).is_some());
     assert_eq!(registered(&clients.all[creator]), Some(Status::Ok));
 }

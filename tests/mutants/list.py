@@ -30,8 +30,8 @@ MUTANTS = [
         (P + "node/sync.rs", "if digest != self.roster.digest() {", "if false && digest != self.roster.digest() {"),
     ]),
     ("simopen-own-wins", "each side sends on the session that it began", [
-        (P + "node/session.rs", "{ b.begun_by < a.begun_by } else { true }",
-         "{ newer.role == crate::handshake::Role::Initiator } else { true }"),
+        (P + "node/session.rs", "Ordering::Equal => newer.begun_by <= self.begun_by,",
+         "Ordering::Equal => newer.role == Role::Initiator,"),
     ]),
     ("rekey-no-grace", "the old session ends at once", [
         (P + "node/sessions.rs", "loser.retire_at = Some(now + GRACE);", "loser.retire_at = Some(now);"),

@@ -15,7 +15,7 @@ use std::time::Duration;
 /// The smallest and largest MTU of a device.
 pub const MTU: std::ops::RangeInclusive<u16> = 1280..=9216;
 /// Between rekeys.
-pub const REKEY: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3600);
+pub const REKEY: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
 
 /// The configuration, checked.
 #[derive(Debug)]
@@ -294,8 +294,8 @@ mod tests {
                 "config.yaml, line 3: `networks.home.mtu` is 20000; a whole number from 1280 to 9216 is allowed.",
             ),
             (
-                "crypto: {rekey: 5}\n",
-                "config.yaml, line 1: `crypto.rekey` is 5; a duration from 10s to 1h, like 30s or 2m, is allowed.",
+                "crypto: {rekey: 1}\n",
+                "config.yaml, line 1: `crypto.rekey` is 1; a duration from 2s to 1h, like 30s or 2m, is allowed.",
             ),
             (
                 "port_mapping: maybe\n",

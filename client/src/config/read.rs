@@ -224,7 +224,7 @@ fn crypto(at: &mut At<'_>, raw: RawCrypto) -> Result<(), Problem> {
         at.config.crypto.suites = suites;
     }
     let rekey = |t: &str| duration(t).filter(|d| REKEY.contains(d));
-    let allowed = "a duration from 10s to 1h, like 30s or 2m,";
+    let allowed = "a duration from 2s to 1h, like 30s or 2m,";
     if let Some(rekey) = at.one("crypto.rekey", raw.rekey, allowed, rekey)? {
         at.config.crypto.rekey = rekey;
     }

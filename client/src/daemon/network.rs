@@ -121,7 +121,8 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         mtu: wanted.mtu.into(),
         path_mtu: PATH_MTU,
         rekey: config.crypto.rekey,
-        rekey_both: false,
+        // For measurements: the race that is otherwise rare.
+        rekey_both: std::env::var_os("SHADOWMESH_REKEY_BOTH").is_some(),
         endpoints,
         data_threads: 1,
         seed: *Secret::<32>::random().expose(),
@@ -344,6 +345,7 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
             mtu: p.mtu as u32,
             secured: suite.map(str::to_owned),
             secured_ago: p.keyed.map(ago),
+            rekeys: p.rekeys,
             heard_ago: p.last_rx.map(ago),
             clock_ahead: p.skew,
             sent: traffic.0,

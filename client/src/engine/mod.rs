@@ -12,8 +12,9 @@ use beside::Found;
 use outbox::Outbox;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
+use shadowmesh_host::ration::Ration;
 use shadowmesh_host::tap::{self, Tap};
-use shadowmesh_host::udp::{BATCH, RecvBatch, SendStop, Udp};
+use shadowmesh_host::udp::{BATCH, Queue, RecvBatch, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::batch::Drops;
@@ -39,6 +40,11 @@ const COMMANDS: usize = 64;
 const JOBS: usize = 256;
 /// The system's buffers are full: try again that much later.
 const BUFFERS_FULL: Duration = Duration::from_millis(1);
+/// Strangers may cost one part in so many of the time: an answered HELLO costs 10 us, and a flood of them must not keep this
+/// thread from the device for longer than the device's queue lasts. (What peers say by a relay is not meant.)
+const STRANGERS: u32 = 8;
+/// And so many datagrams of theirs are looked at, before all else is again.
+const STRANGERS_BATCH: usize = BATCH / 4;
 /// The wall clock is looked at so often, and what could not be stored or resolved is tried again.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -309,6 +315,7 @@ impl Loop {
     fn run(&mut self) -> io::Result<()> {
         let mut poller = Poller::new();
         let mut received = RecvBatch::new(BATCH, 2048);
+        let mut strangers = (RecvBatch::new(STRANGERS_BATCH, 2048), Ration::one_of(STRANGERS));
         self.endpoint.settle(self.now());
         self.drain();
         while !self.ending {
@@ -322,14 +329,22 @@ impl Loop {
                 timeout = timeout.min(BUFFERS_FULL);
             }
             let mut fds = vec![(std::os::fd::AsFd::as_fd(&self.waker), Interest::Read)];
-            let wait_to_write = self.out.stopped == Some(SendStop::WouldBlock);
-            let interest = if wait_to_write { Interest::ReadWrite } else { Interest::Read };
-            fds.extend(self.udp.fds().map(|fd| (fd, interest)));
+            fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
+            if self.out.stopped == Some(SendStop::WouldBlock) {
+                fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
+            }
+            let sessions = fds.len();
+            let wait = strangers.1.next().saturating_sub(self.clock.now());
+            if wait.is_zero() {
+                fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
+            } else {
+                timeout = timeout.min(wait);
+            }
+            let all = fds.len();
             // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
             if !held {
                 fds.push((std::os::fd::AsFd::as_fd(&self.tap), Interest::Read));
             }
-            let count = fds.len();
             let ready = poller.wait(&fds, Some(timeout))?;
             drop(fds);
 
@@ -341,11 +356,16 @@ impl Loop {
                 self.findings();
                 self.commands();
             }
-            if (1..count).any(|i| ready.readable(i)) || held {
-                self.receive(&mut received)?;
+            if (1..sessions).any(|i| ready.readable(i)) || held {
+                self.receive(&mut received, Queue::Sessions, 4)?;
             }
-            if !held && ready.readable(count - 1) {
+            if !held && ready.readable(all) {
                 self.read_device()?;
+            }
+            if (sessions..all).any(|i| ready.readable(i)) {
+                let began = self.clock.now();
+                self.receive(&mut strangers.0, Queue::Strangers, 1)?;
+                strangers.1.spent(began, self.clock.now());
             }
             let now = self.now();
             if self.endpoint.deadline().is_some_and(|at| at <= now) {
@@ -361,9 +381,9 @@ impl Loop {
     }
 
     /// What has arrived, at most a few batches, so that nothing else waits long.
-    fn receive(&mut self, received: &mut RecvBatch) -> io::Result<()> {
-        for _ in 0..4 {
-            if self.udp.recv_batch(received)? == 0 {
+    fn receive(&mut self, received: &mut RecvBatch, queue: Queue, batches: usize) -> io::Result<()> {
+        for _ in 0..batches {
+            if self.udp.recv_batch(received, queue)? == 0 {
                 break;
             }
             let now = self.now();

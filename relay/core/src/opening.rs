@@ -49,10 +49,10 @@ impl Pseudonyms {
     }
 }
 
-/// How many handshakes come.
+/// How many handshakes come, good or not.
 pub(crate) struct Load {
     since: Time,
-    count: u32,
+    count: u64,
 }
 
 impl Load {
@@ -60,14 +60,14 @@ impl Load {
         Load { since: now, count: 0 }
     }
 
-    /// Handshakes a second, once a second.
-    fn rate(&mut self, now: Time) -> Option<u32> {
+    /// Handshakes a second, once a second; `count` is of all since the start.
+    fn rate(&mut self, now: Time, count: u64) -> Option<u32> {
         let passed = now.since(self.since).as_secs_f64();
         if passed < 1.0 {
             return None;
         }
-        let rate = f64::from(self.count) / passed;
-        *self = Load::new(now);
+        let rate = count.saturating_sub(self.count) as f64 / passed;
+        *self = Load { since: now, count };
         Some(rate as u32)
     }
 }
@@ -84,7 +84,7 @@ fn puzzle(rate: u32, above: u32) -> u8 {
 
 impl Relay {
     pub(crate) fn on_typed(&mut self, now: Time, from: SocketAddr, packet: &[u8]) -> Result<(), DropReason> {
-        if let Some(rate) = self.load.rate(now) {
+        if let Some(rate) = self.load.rate(now, self.responder.decapsulations) {
             self.responder.puzzle = puzzle(rate, self.config.puzzle_above);
         }
         let local = Local {
@@ -100,13 +100,10 @@ impl Relay {
                 self.out.extend(packets.into_iter().map(|p| (from, p)));
                 Ok(())
             }
-            Incoming::Opened(opened) => {
-                self.load.count += 1;
-                match opened.kind {
-                    CredentialKind::Anonymous => self.admit_anonymous(now, from, opened),
-                    _ => self.admit_pseudonym(now, from, opened),
-                }
-            }
+            Incoming::Opened(opened) => match opened.kind {
+                CredentialKind::Anonymous => self.admit_anonymous(now, from, opened),
+                _ => self.admit_pseudonym(now, from, opened),
+            },
             Incoming::Certificates(asked) => self.on_key(now, from, &asked),
         }
     }
@@ -237,7 +234,7 @@ impl Relay {
         let lanes: [u32; LANES] = std::array::from_fn(|_| self.rng.u64() as u32 & MAX_INDEX);
         let established = Established {
             sid_r: self.rng.bytes(),
-            instance: self.instance,
+            generation: 0,
             lanes,
             observed: opened.source.observed(),
             mtu: MTU,
@@ -324,8 +321,8 @@ mod tests {
         let bits: Vec<u8> = [0, 500, 501, 1001, 2001, 100_000].iter().map(|r| puzzle(*r, 500)).collect();
         assert_eq!(bits, [0, 0, 12, 12, 14, 16]);
         let mut load = Load::new(Time(0));
-        load.count = 900;
-        assert_eq!(load.rate(Time(999_999_999)), None);
-        assert_eq!(load.rate(Time(1_500_000_000)), Some(600));
+        assert_eq!(load.rate(Time(999_999_999), 800), None);
+        assert_eq!(load.rate(Time(1_500_000_000), 900), Some(600));
+        assert_eq!(load.rate(Time(2_500_000_000), 1000), Some(100));
     }
 }

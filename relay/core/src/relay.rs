@@ -12,7 +12,7 @@ use crate::table::Table;
 use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::NodeId;
 use shadowmesh_identity::fact::FactError;
-use shadowmesh_proto::handshake::{Contact, Limits, Responder, Source};
+use shadowmesh_proto::handshake::{Bounds, Contact, Limits, Responder, Source};
 use shadowmesh_proto::{Rng, Time};
 use shadowmesh_wire::control::Hash;
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, Reset, TO_RELAY};
@@ -31,8 +31,10 @@ const REPLACED: Duration = Duration::from_secs(2);
 /// RESETs a second to one source prefix, and at once.
 const RESET_RATE: f64 = 20.0;
 const RESET_BURST: f64 = 200.0;
-/// Answered handshakes kept for repeats, ten seconds each: 3.4 KB each, and a bound on handshakes a second (800).
-const MAX_ANSWERED: usize = 8192;
+/// What is held for handshakes. Everybody comes at once when a relay has been restarted: all that it can answer in the five
+/// seconds that one waits (800 a second, by `answered`) have room. 64 MB if strangers fill it all, which takes good cookies
+/// from many prefixes, and for `asked` members.
+const BOUNDS: Bounds = Bounds { reassembly: 4096, asked: 4096, answered: 8192 };
 
 /// Why a relay cannot be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +103,6 @@ pub struct Relay {
     pub(crate) responder: Responder,
     pub(crate) pseudonyms: Pseudonyms,
     pub(crate) load: Load,
-    pub(crate) instance: u64,
     pub(crate) born: u64,
     /// The last state could not be stored.
     pub(crate) held: bool,
@@ -150,10 +151,9 @@ impl Relay {
             anonymous: 0,
             prefixes: HashMap::new(),
             locators: BTreeMap::new(),
-            responder: Responder::new(config.suites.clone(), config.handshake_rate, now, &mut rng),
+            responder: Responder::new(config.suites.clone(), config.handshake_rate, BOUNDS, now, &mut rng),
             pseudonyms: Pseudonyms::default(),
             load: Load::new(now),
-            instance: rng.u64(),
             born: 0,
             held: false,
             bumped: false,
@@ -170,7 +170,6 @@ impl Relay {
             durable,
             rng,
         };
-        relay.responder.max_answered = MAX_ANSWERED;
         let (_, erased) = relay.refresh_leaves(now)?;
         relay.save(erased);
         Ok(relay)

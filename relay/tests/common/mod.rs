@@ -1,24 +1,11 @@
-//! The shipped binary in a process of its own, and clients with real sockets: the real client's side of the protocol.
+//! The shipped binary in a process of its own. (Its clients: `tests/clients`.)
 #![allow(dead_code, clippy::unwrap_used)]
 
-use shadowmesh_crypto::aead::Suite;
-use shadowmesh_crypto::secret::Secret;
-use shadowmesh_crypto::sign;
-use shadowmesh_host::clock::Clock;
-use shadowmesh_identity::chain::verify_relay_leaf;
-use shadowmesh_identity::{NodeId, RelayUrl};
-use shadowmesh_proto::handshake::{Credential, ResponderLeaf};
-use shadowmesh_proto::relay_leg::{RelayLeg, check_down};
-use shadowmesh_proto::{LinkEvent, RelayLink, Rng, Time};
-use shadowmesh_wire::control::Control;
-use shadowmesh_wire::handshake::RelayGrant;
-use shadowmesh_wire::relay::{RelayHeader, TO_RELAY};
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 /// A state directory of its own, removed at the end.
 pub struct Dir(pub PathBuf);
@@ -101,127 +88,5 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _gone = self.child.kill();
         let _gone = self.child.wait();
-    }
-}
-
-pub struct Client {
-    socket: UdpSocket,
-    pub link: RelayLink,
-    pub leg: Option<RelayLeg>,
-    pub down: Option<Secret<32>>,
-    pub grant: Option<RelayGrant>,
-    pub got: Vec<(u64, Vec<u8>)>,
-    pub controls: Vec<Control>,
-    pub ups: u32,
-    pub resets: u32,
-}
-
-/// Clients of one relay, and the clock they live by.
-pub struct Clients {
-    pub clock: Clock,
-    relay: NodeId,
-    address: SocketAddr,
-    rng: Rng,
-    pub all: Vec<Client>,
-}
-
-impl Clients {
-    pub fn new(url: &RelayUrl, address: SocketAddr) -> Self {
-        let rng = Rng::from_seed(*Secret::<32>::random().expose());
-        Clients { clock: Clock::new(), relay: url.relay, address, rng, all: vec![] }
-    }
-
-    pub fn now(&self) -> Time {
-        Time(self.clock.now().as_nanos() as u64)
-    }
-
-    pub fn add(&mut self, credential: Credential) -> usize {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let suites = Suite::ALL.to_vec();
-        let link = RelayLink::new(self.relay.0, Some(self.address), credential, suites, 7, self.now());
-        let (leg, down, grant) = (None, None, None);
-        let (got, controls) = (vec![], vec![]);
-        self.all.push(Client { socket, link, leg, down, grant, got, controls, ups: 0, resets: 0 });
-        self.all.len() - 1
-    }
-
-    pub fn send(&mut self, from: usize, to: u64, payload: &[u8]) {
-        let c = &mut self.all[from];
-        let packet = c.leg.as_mut().unwrap().wrap(to, payload);
-        c.socket.send_to(&packet, self.address).unwrap();
-    }
-
-    /// Lets the clients live until `done`, at most so long.
-    pub fn until(&mut self, what: &str, mut done: impl FnMut(&[Client]) -> bool) {
-        let end = self.now() + Duration::from_secs(20);
-        while !done(&self.all) {
-            assert!(self.now() < end, "{what}: not in time");
-            let mut quiet = true;
-            for i in 0..self.all.len() {
-                let now = self.now();
-                let mut buffer = [0; 2048];
-                while let Ok((n, from)) = self.all[i].socket.recv_from(&mut buffer) {
-                    assert_eq!(from, self.address);
-                    self.take(i, &buffer[..n]);
-                    quiet = false;
-                }
-                let c = &mut self.all[i];
-                if c.link.deadline().is_some_and(|d| d <= now) {
-                    c.link.handle_timeout(now, &mut self.rng);
-                }
-                self.events(i);
-                let c = &mut self.all[i];
-                while let Some((to, packet)) = c.link.poll_transmit() {
-                    c.socket.send_to(&packet, to).unwrap();
-                    quiet = false;
-                }
-            }
-            if quiet {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-
-    fn take(&mut self, i: usize, datagram: &[u8]) {
-        let (now, c) = (self.now(), &mut self.all[i]);
-        if datagram[0] == shadowmesh_wire::BY_RELAY {
-            let (header, body) = RelayHeader::parse(datagram).unwrap();
-            assert_eq!(header.slot, c.grant.unwrap().slot);
-            assert!(check_down(c.down.as_ref().unwrap(), &header).is_ok());
-            if header.handle == TO_RELAY {
-                let _ = c.link.handle_session(now, body);
-            } else {
-                c.got.push((header.handle, body.to_vec()));
-            }
-        } else if c.link.takes(datagram) {
-            let _ = c.link.handle_typed(now, datagram, &mut self.rng);
-        }
-        self.events(i);
-    }
-
-    fn events(&mut self, i: usize) {
-        let (now, unix, id) = (self.now(), self.clock.unix(), self.relay);
-        let c = &mut self.all[i];
-        while let Some(e) = c.link.poll_event() {
-            match e {
-                LinkEvent::Verify(bundle) => {
-                    let (key, leaf) = bundle.split_at(sign::PUBLIC_KEY_LEN);
-                    let fact = verify_relay_leaf(&id, key, leaf, unix).unwrap().fact().clone();
-                    let key = (*fact.leaf().unwrap().key).clone();
-                    let leaf = ResponderLeaf { node: id.0, hash: fact.id(), key };
-                    c.link.set_leaf(now, Some(leaf), &mut self.rng);
-                }
-                LinkEvent::Up { grant, address, up, down, .. } => {
-                    c.ups += 1;
-                    c.leg = Some(RelayLeg::new(address, grant.slot, 1, up));
-                    c.down = Some(down);
-                    c.grant = Some(grant);
-                }
-                LinkEvent::Down(by_reset) => c.resets += u32::from(by_reset),
-                LinkEvent::Control(control) => c.controls.push(control),
-                LinkEvent::Failed | LinkEvent::Heard | LinkEvent::Back => {}
-            }
-        }
     }
 }

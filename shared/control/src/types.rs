@@ -128,6 +128,8 @@ pub struct PeerStatus {
     pub secured: Option<String>,
     /// Seconds since the keys in use were made.
     pub secured_ago: Option<f64>,
+    /// Rekeys since the daemon began; and how many of them both sides had started at once.
+    pub rekeys: (u64, u64),
     /// Seconds since it was last heard.
     pub heard_ago: Option<f64>,
     /// Seconds that its clock is ahead of ours.

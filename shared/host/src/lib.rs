@@ -7,6 +7,7 @@
 //! | [`clock`] | monotonic and wall time |
 //! | [`tap`] | the virtual Ethernet device |
 //! | [`udp`] | UDP sockets, many datagrams a system call |
+//! | [`ration`] | a part of the time for work that strangers cause |
 //! | [`wake`] | waiting on descriptors, and waking who waits |
 //! | [`netlink`] | addresses, MTU, routes of interfaces |
 //! | [`privilege`] | becoming an unprivileged user |
@@ -21,6 +22,7 @@ pub mod clock;
 pub mod netlink;
 pub mod peercred;
 pub mod privilege;
+pub mod ration;
 pub mod service;
 pub mod store;
 pub mod tap;

@@ -7,6 +7,11 @@
 //! The sockets send with "don't fragment" and do not believe ICMP about the path's MTU
 //! (`IP_PMTUDISC_PROBE`): the mesh probes it, authenticated, and a forged ICMP must not shrink it.
 //! IPv6 sockets are IPv6 only, so an IPv4 address never appears mapped.
+//!
+//! Behind each address are two sockets, between which the kernel divides what arrives by its first byte: what claims to
+//! belong to a session (the top bit is set: data, by relay), and all else, which any stranger can send. So a flood of the
+//! second kind fills a queue of its own, and not the one that sessions wait in; and what is not taken from there
+//! ([`crate::ration`]) is dropped by the kernel before it costs this process anything.
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -23,6 +28,24 @@ pub const BATCH: usize = 64;
 
 /// Asked of the kernel for each direction of each socket.
 const BUFFER: usize = 4 << 20;
+/// Which of the two queues behind an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// What claims to be of a session; all, where the kernel does not divide.
+    Sessions,
+    /// What is left: handshakes, and anything.
+    Strangers,
+    /// One after the other.
+    Both,
+}
+
+impl Queue {
+    fn of(self, socket: &Socket) -> impl Iterator<Item = &OwnedFd> {
+        let sessions = (self != Queue::Strangers).then_some(&socket.fd);
+        let strangers = if self == Queue::Sessions { None } else { socket.strangers.as_ref() };
+        sessions.into_iter().chain(strangers)
+    }
+}
 
 /// Why a socket could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +73,10 @@ pub enum UdpError {
 }
 
 struct Socket {
+    /// Sends, and receives what claims to be of a session; all, where the kernel does not divide.
     fd: OwnedFd,
+    /// Receives what is left.
+    strangers: Option<OwnedFd>,
     local: SocketAddr,
 }
 
@@ -133,9 +159,10 @@ impl Udp {
         self.sockets.iter().map(|s| s.local).collect()
     }
 
-    /// The descriptors to wait on.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(|s| s.fd.as_fd())
+    /// The descriptors to wait on for something to read. Those of [`Queue::Sessions`] are also the ones that send, to wait
+    /// on after [`SendStop::WouldBlock`].
+    pub fn fds(&self, queue: Queue) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().flat_map(move |s| queue.of(s)).map(AsFd::as_fd)
     }
 
     /// Whether a socket can send to this family.
@@ -147,21 +174,17 @@ impl Udp {
         self.sockets.iter().position(|s| s.local.is_ipv4() == to.is_ipv4())
     }
 
-    /// Takes what has arrived, up to the batch's size, from all sockets. An empty batch: nothing is there.
-    /// Errors that ICMP left on a socket are not errors; one that is returned means the socket is broken.
-    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+    /// Takes what has arrived, up to the batch's size, from all sockets. An empty batch: nothing is there. Errors that ICMP
+    /// left on a socket are not errors; one that is returned means the socket is broken.
+    pub fn recv_batch(&self, batch: &mut RecvBatch, queue: Queue) -> io::Result<usize> {
         batch.len = 0;
-        // Another socket first each time, so that a flood on one does not starve the other.
+        // Another address first each time, so that a flood on one does not starve the other.
         batch.turn = batch.turn.wrapping_add(1);
-        let n = self.sockets.len();
-        for i in 0..n {
-            if batch.len == batch.capacity() {
-                break;
-            }
-            let socket = &self.sockets[(batch.turn + i) % n];
+        let (first, n) = (batch.turn, self.sockets.len());
+        for fd in (0..n).flat_map(|i| queue.of(&self.sockets[(first + i) % n])) {
             let mut tries = 0;
-            loop {
-                match mmsg::recv(socket.fd.as_fd(), batch) {
+            while batch.len < batch.capacity() {
+                match mmsg::recv(fd.as_fd(), batch) {
                     Ok(_) => break,
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR) => {}
@@ -265,6 +288,25 @@ fn open(address: SocketAddr) -> Result<Socket, UdpError> {
 }
 
 fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
+    // Bound without sharing, so that a port that is in use is found out; opened for sharing only then.
+    let strangers = bound(address, false)?;
+    let name: SockaddrStorage = getsockname(strangers.as_raw_fd())?;
+    let local = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
+        (Some(a), _) => SocketAddr::V4(SocketAddrV4::from(*a)),
+        (_, Some(a)) => SocketAddr::V6(SocketAddrV6::from(*a)),
+        _ => address,
+    };
+    let divided = setsockopt(&strangers, sockopt::ReusePort, &true)
+        .and_then(|()| bound(local, true))
+        .and_then(|fd| mmsg::divide(&fd).map(|()| fd));
+    Ok(match divided {
+        Ok(fd) => Socket { fd, strangers: Some(strangers), local },
+        // One queue for all, as before Linux 4.5 and in some sandboxes.
+        Err(_) => Socket { fd: strangers, strangers: None, local },
+    })
+}
+
+fn bound(address: SocketAddr, share: bool) -> nix::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Datagram, flags, SockProtocol::Udp)?;
@@ -274,6 +316,9 @@ fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
     }
     if setsockopt(&fd, sockopt::SndBufForce, &BUFFER).is_err() {
         setsockopt(&fd, sockopt::SndBuf, &BUFFER)?;
+    }
+    if share {
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
     }
     match address {
         SocketAddr::V4(a) => {
@@ -287,13 +332,7 @@ fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
             bind(fd.as_raw_fd(), &SockaddrIn6::from(a))?;
         }
     }
-    let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let local = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
-        (Some(a), _) => SocketAddr::V4(SocketAddrV4::from(*a)),
-        (_, Some(a)) => SocketAddr::V6(SocketAddrV6::from(*a)),
-        _ => address,
-    };
-    Ok(Socket { fd, local })
+    Ok(fd)
 }
 
 /// Memory for received datagrams, allocated once.
@@ -356,179 +395,7 @@ impl RecvBatch {
     }
 }
 
-mod mmsg {
-    //! The two system calls, `recvmmsg` and `sendmmsg`, and the socket options that nix has no name for.
-    #![expect(unsafe_code, reason = "system calls over arrays of pointers")]
-
-    use std::mem::{size_of, zeroed};
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-    use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-    use std::ptr;
-
-    use nix::errno::Errno;
-
-    use super::{BATCH, RecvBatch};
-
-    /// Room for an address of either family, as the kernel writes it.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    union Address {
-        family: libc::sa_family_t,
-        v4: libc::sockaddr_in,
-        v6: libc::sockaddr_in6,
-    }
-
-    /// Sets an integer option.
-    pub fn set_int(
-        fd: &OwnedFd,
-        level: libc::c_int,
-        option: libc::c_int,
-        value: libc::c_int,
-    ) -> nix::Result<()> {
-        // SAFETY: the pointer is to a live c_int and the length is its size; the call only reads it.
-        let result = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                level,
-                option,
-                ptr::from_ref(&value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        Errno::result(result).map(drop)
-    }
-
-    /// Appends what a socket has to the batch; leaves out (and counts) what was cut.
-    pub fn recv(fd: BorrowedFd<'_>, batch: &mut RecvBatch) -> nix::Result<usize> {
-        let start = batch.len;
-        let room = (batch.capacity() - start).min(BATCH);
-        // SAFETY: all of these are plain C data for which zero is a valid value.
-        let mut addresses: [Address; BATCH] = unsafe { zeroed() };
-        // SAFETY: as above; null pointers with length zero.
-        let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
-        // SAFETY: as above.
-        let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-        let slots = batch.slab.chunks_exact_mut(batch.slot).skip(start).take(room);
-        for (((slot, iovec), address), header) in slots.zip(&mut iovecs).zip(&mut addresses).zip(&mut headers)
-        {
-            iovec.iov_base = slot.as_mut_ptr().cast();
-            iovec.iov_len = slot.len();
-            header.msg_hdr.msg_name = ptr::from_mut(address).cast();
-            header.msg_hdr.msg_namelen = size_of::<Address>() as libc::socklen_t;
-            header.msg_hdr.msg_iov = iovec;
-            header.msg_hdr.msg_iovlen = 1;
-        }
-        // SAFETY: the first `room` headers were filled above, each with one iovec over its own slot of the
-        // slab (disjoint, as chunks are) and one address, all of which live and are not touched until the
-        // call returns. The timeout may be null.
-        let got = unsafe {
-            libc::recvmmsg(
-                fd.as_raw_fd(),
-                headers.as_mut_ptr(),
-                room as libc::c_uint,
-                libc::MSG_DONTWAIT as _,
-                ptr::null_mut(),
-            )
-        };
-        let got = Errno::result(got)? as usize;
-        let mut kept = start;
-        for (i, (header, address)) in headers.iter().zip(&addresses).take(got).enumerate() {
-            let len = header.msg_len as usize;
-            if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || len > batch.slot {
-                batch.truncated += 1;
-                continue;
-            }
-            let Some(from) = read_address(address) else { continue };
-            if kept != start + i {
-                let at = (start + i) * batch.slot;
-                batch.slab.copy_within(at..at + len, kept * batch.slot);
-            }
-            batch.lens[kept] = len;
-            batch.from[kept] = from;
-            kept += 1;
-        }
-        batch.len = kept;
-        Ok(kept - start)
-    }
-
-    fn read_address(address: &Address) -> Option<SocketAddr> {
-        // SAFETY: the memory was zeroed and then perhaps written by the kernel, so every field of every
-        // variant is initialised, and all are plain integers.
-        match i32::from(unsafe { address.family }) {
-            libc::AF_INET => {
-                // SAFETY: as above.
-                let a = unsafe { address.v4 };
-                let ip = Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr));
-                Some(SocketAddr::V4(SocketAddrV4::new(ip, u16::from_be(a.sin_port))))
-            }
-            libc::AF_INET6 => {
-                // SAFETY: as above.
-                let a = unsafe { address.v6 };
-                let ip = Ipv6Addr::from(a.sin6_addr.s6_addr);
-                // The flow label says nothing about who sent it and would make equal addresses differ.
-                Some(SocketAddr::V6(SocketAddrV6::new(ip, u16::from_be(a.sin6_port), 0, a.sin6_scope_id)))
-            }
-            _ => None,
-        }
-    }
-
-    fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
-        match to {
-            SocketAddr::V4(a) => {
-                address.v4 = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
-                    sin_port: a.port().to_be(),
-                    sin_addr: libc::in_addr { s_addr: u32::from(*a.ip()).to_be() },
-                    sin_zero: [0; 8],
-                };
-                size_of::<libc::sockaddr_in>() as libc::socklen_t
-            }
-            SocketAddr::V6(a) => {
-                address.v6 = libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                    sin6_port: a.port().to_be(),
-                    sin6_flowinfo: 0,
-                    sin6_addr: libc::in6_addr { s6_addr: a.ip().octets() },
-                    sin6_scope_id: a.scope_id(),
-                };
-                size_of::<libc::sockaddr_in6>() as libc::socklen_t
-            }
-        }
-    }
-
-    /// Sends up to [`BATCH`] datagrams of one family; the error is that of the first one.
-    pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])]) -> nix::Result<usize> {
-        // SAFETY: all of these are plain C data for which zero is a valid value.
-        let mut addresses: [Address; BATCH] = unsafe { zeroed() };
-        // SAFETY: as above; null pointers with length zero.
-        let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
-        // SAFETY: as above.
-        let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-        let count = list.len().min(BATCH);
-        for ((((to, bytes), iovec), address), header) in
-            list.iter().zip(&mut iovecs).zip(&mut addresses).zip(&mut headers)
-        {
-            header.msg_hdr.msg_namelen = write_address(address, to);
-            header.msg_hdr.msg_name = ptr::from_mut(address).cast();
-            // The kernel only reads what it sends.
-            iovec.iov_base = bytes.as_ptr().cast_mut().cast();
-            iovec.iov_len = bytes.len();
-            header.msg_hdr.msg_iov = iovec;
-            header.msg_hdr.msg_iovlen = 1;
-        }
-        // SAFETY: the first `count` headers were filled above with pointers to one address and one iovec
-        // each, the iovec over a borrowed slice; all live until the call returns, and none is written to.
-        let sent = unsafe {
-            libc::sendmmsg(
-                fd.as_raw_fd(),
-                headers.as_mut_ptr(),
-                count as libc::c_uint,
-                (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
-            )
-        };
-        Errno::result(sent).map(|n| n as usize)
-    }
-}
+mod mmsg;
 
 #[cfg(test)]
 #[path = "udp_tests.rs"]

@@ -13,7 +13,7 @@ fn both() -> Udp {
 }
 
 fn wait(udp: &Udp) {
-    let fds: Vec<_> = udp.fds().map(|f| (f, Interest::Read)).collect();
+    let fds: Vec<_> = udp.fds(Queue::Both).map(|f| (f, Interest::Read)).collect();
     let ready = Poller::new().wait(&fds, Some(Duration::from_secs(5))).unwrap();
     assert!(!ready.is_empty(), "nothing arrived in five seconds");
 }
@@ -32,19 +32,20 @@ fn batches_over_both_families_keep_sender_bytes_and_order() {
     let (mut got4, mut got6) = (Vec::new(), Vec::new());
     while got4.len() + got6.len() < 200 {
         wait(&b);
-        assert!(b.recv_batch(&mut batch).unwrap() <= 64);
+        assert!(b.recv_batch(&mut batch, Queue::Both).unwrap() <= 64);
         for (from, bytes) in batch.iter() {
             assert!(a.local_addrs().contains(&from), "{from}");
             if from.is_ipv4() { &mut got4 } else { &mut got6 }.push(bytes.to_vec());
         }
     }
+    // In order, among those of sessions and among the others.
+    let divided = |list: &[Vec<u8>]| list.iter().cloned().partition::<Vec<_>, _>(|p| p[0] >= 0x80);
     let expect = |six: bool| {
         let of = payloads.iter().enumerate().filter(|(i, _)| (i % 3 == 0) == six);
-        of.map(|(_, p)| p.clone()).collect::<Vec<_>>()
+        divided(&of.map(|(_, p)| p.clone()).collect::<Vec<_>>())
     };
-    assert_eq!(got4, expect(false));
-    assert_eq!(got6, expect(true));
-    assert_eq!(b.recv_batch(&mut batch).unwrap(), 0);
+    assert!(divided(&got4) == expect(false) && divided(&got6) == expect(true));
+    assert_eq!(b.recv_batch(&mut batch, Queue::Both).unwrap(), 0);
     assert!(batch.is_empty() && batch.iter().next().is_none());
 }
 
@@ -58,7 +59,7 @@ fn datagrams_longer_than_a_slot_are_dropped_and_counted_and_the_others_stay() {
     let mut got = Vec::new();
     while got.len() < 2 {
         wait(&b);
-        b.recv_batch(&mut batch).unwrap();
+        b.recv_batch(&mut batch, Queue::Both).unwrap();
         for (_, bytes) in batch.iter_mut() {
             bytes[0] ^= 0xff;
             got.push(bytes.to_vec());
@@ -76,7 +77,7 @@ fn an_empty_datagram_is_one() {
     a.send_to(b.local_addrs()[1], &[]).unwrap();
     wait(&b);
     let mut batch = RecvBatch::new(1, 10);
-    assert_eq!(b.recv_batch(&mut batch).unwrap(), 1);
+    assert_eq!(b.recv_batch(&mut batch, Queue::Both).unwrap(), 1);
     assert_eq!(batch.iter().next().unwrap().1, &[] as &[u8]);
 }
 
@@ -114,7 +115,7 @@ fn one_bad_destination_does_not_stop_the_others() {
     let mut got = Vec::new();
     while got.len() < 3 {
         wait(&only4);
-        only4.recv_batch(&mut batch).unwrap();
+        only4.recv_batch(&mut batch, Queue::Both).unwrap();
         got.extend(batch.iter().map(|(_, b)| b.to_vec()));
     }
     assert_eq!(got, [b"1", b"2", b"3"]);
@@ -141,11 +142,11 @@ fn port_unreachable_neither_breaks_receiving_nor_sending() {
         for to in &dead {
             a.send_to(*to, b"anyone?").unwrap();
         }
-        assert_eq!(a.recv_batch(&mut batch).unwrap(), 0);
+        assert_eq!(a.recv_batch(&mut batch, Queue::Both).unwrap(), 0);
     }
     b.send_to(a.local_addrs()[0], b"hello").unwrap();
     wait(&a);
-    assert_eq!(a.recv_batch(&mut batch).unwrap(), 1);
+    assert_eq!(a.recv_batch(&mut batch, Queue::Both).unwrap(), 1);
 }
 
 #[test]
@@ -159,7 +160,7 @@ fn buffers_are_large_and_the_receive_order_is_fair() {
     let mut batch = RecvBatch::new(64, 2048);
     let mut six_after = None;
     for round in 0..10 {
-        b.recv_batch(&mut batch).unwrap();
+        b.recv_batch(&mut batch, Queue::Both).unwrap();
         if batch.iter().any(|(_, bytes)| bytes[0] == 6) {
             six_after = Some(round);
             break;
@@ -170,4 +171,36 @@ fn buffers_are_large_and_the_receive_order_is_fair() {
     if nix::unistd::geteuid().is_root() {
         assert!(size >= 2 * BUFFER, "{size}");
     }
+}
+
+/// A flood of what any stranger can send fills its own queue, and sessions do not wait in it; nor do strangers in that of
+/// what claims to be of sessions.
+#[test]
+fn strangers_and_sessions_do_not_fill_each_others_queue() {
+    for (flood, single, queue) in [
+        ([0x41; 1200], [0xc1; 1200], Queue::Sessions),
+        ([0x7f; 1200], [0x80; 1200], Queue::Sessions),
+        ([0x80; 1200], [0x43; 1200], Queue::Strangers),
+        ([0xc1; 1200], [0; 1200], Queue::Strangers),
+    ] {
+        let (a, b) = (both(), both());
+        for to in b.local_addrs() {
+            let mut batch = RecvBatch::new(64, 2048);
+            let many = vec![(to, &flood[..]); 64];
+            // Far more than a queue holds.
+            for _ in 0..500 {
+                a.send_batch(&many, &mut |_, e| panic!("{e:?}"));
+            }
+            a.send_to(to, &single).unwrap();
+            assert_eq!(b.recv_batch(&mut batch, queue).unwrap(), 1);
+            assert!(batch.iter().all(|(_, bytes)| bytes == single));
+            while b.recv_batch(&mut batch, Queue::Both).unwrap() > 0 {}
+        }
+    }
+    // The empty ones, too, are a stranger's.
+    let (a, b) = (both(), both());
+    a.send_to(b.local_addrs()[0], &[]).unwrap();
+    wait(&b);
+    let mut batch = RecvBatch::new(64, 2048);
+    assert_eq!(b.recv_batch(&mut batch, Queue::Strangers).unwrap(), 1);
 }

@@ -84,7 +84,6 @@ pub struct RelayLink {
     address: Option<SocketAddr>,
     credential: Credential,
     suites: Vec<Suite>,
-    instance: u64,
     leaf: Option<ResponderLeaf>,
     opening: Option<Initiator>,
     up: Option<Up>,
@@ -105,7 +104,6 @@ impl RelayLink {
         address: Option<SocketAddr>,
         credential: Credential,
         suites: Vec<Suite>,
-        instance: u64,
         now: Time,
     ) -> Self {
         RelayLink {
@@ -113,7 +111,6 @@ impl RelayLink {
             address,
             credential,
             suites,
-            instance,
             leaf: None,
             opening: None,
             up: None,
@@ -313,7 +310,7 @@ impl RelayLink {
                 let mut confirm = vec![];
                 Control::Confirm {
                     sid_r: e.sid_r,
-                    instance: self.instance,
+                    generation: 0,
                     // The relay answers on lane 0 alone; what it sends comes behind its own header.
                     lanes: [0; LANES],
                     wall: 0,

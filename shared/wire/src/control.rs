@@ -55,8 +55,8 @@ pub enum Control {
     Confirm {
         /// As ESTABLISHED gave it.
         sid_r: [u8; 8],
-        /// Random at each start of I's process.
-        instance: u64,
+        /// Of this session: one more than any that either side's process has had with the other. 0 at a relay.
+        generation: u32,
         /// Indexes that I receives on.
         lanes: [u32; handshake::LANES],
         /// I's wall clock, Unix seconds.
@@ -222,8 +222,8 @@ impl Control {
     pub fn emit(&self, out: &mut Vec<u8>) {
         let mut w = Writer(out);
         match self {
-            Control::Confirm { sid_r, instance, lanes, wall } => {
-                w.u8(1).bytes(sid_r).u64(*instance);
+            Control::Confirm { sid_r, generation, lanes, wall } => {
+                w.u8(1).bytes(sid_r).u32(*generation);
                 for lane in lanes {
                     w.u32(*lane);
                 }
@@ -295,9 +295,9 @@ impl Control {
         let mut r = Reader::new(body);
         let out = match r.u8()? {
             1 => {
-                let (sid_r, instance) = (r.array()?, r.u64()?);
+                let (sid_r, generation) = (r.array()?, r.u32()?);
                 let lanes = handshake::parse_lanes(&mut r)?;
-                Control::Confirm { sid_r, instance, lanes, wall: r.u64()? }
+                Control::Confirm { sid_r, generation, lanes, wall: r.u64()? }
             }
             2 => Control::RekeyResponse(Piece::parse(&mut r)?),
             3 => Control::RekeyEstablished(Piece::parse(&mut r)?),

@@ -475,8 +475,8 @@ impl LeafRequest {
 pub struct Established {
     /// Session id chosen by R.
     pub sid_r: Sid,
-    /// Random at each start of R's process: a change tells that R restarted.
-    pub instance: u64,
+    /// The highest generation of session that R's process has had with I; 0 when none, and at a relay.
+    pub generation: u32,
     /// Indexes that R receives on, one a lane (30 bits each).
     pub lanes: [u32; LANES],
     /// Where R saw I: 16 bytes of IPv6 (or mapped IPv4) and a port; zeros by relay.
@@ -502,13 +502,13 @@ pub struct RelayGrant {
 
 impl Established {
     /// Bytes before sealing.
-    pub const LEN: usize = 8 + 8 + 4 * LANES + 18 + 2 + 8 + 28;
+    pub const LEN: usize = 8 + 4 + 4 * LANES + 18 + 2 + 8 + 28;
 
     /// As bytes.
     pub fn emit(&self) -> Vec<u8> {
         let mut v = Vec::with_capacity(Self::LEN);
         let mut w = Writer(&mut v);
-        w.bytes(&self.sid_r).u64(self.instance);
+        w.bytes(&self.sid_r).u32(self.generation);
         for lane in self.lanes {
             w.u32(lane);
         }
@@ -520,11 +520,11 @@ impl Established {
     /// From bytes.
     pub fn parse(bytes: &[u8]) -> Result<Self, WireError> {
         let mut r = Reader::new(bytes);
-        let (sid_r, instance) = (r.array()?, r.u64()?);
+        let (sid_r, generation) = (r.array()?, r.u32()?);
         let lanes = parse_lanes(&mut r)?;
         let out = Established {
             sid_r,
-            instance,
+            generation,
             lanes,
             observed: (r.array()?, r.u16()?),
             mtu: r.u16()?,

@@ -46,8 +46,8 @@ fn piece() -> impl Strategy<Value = Piece> {
 
 fn control() -> impl Strategy<Value = Control> {
     prop_oneof![
-        (any::<[u8; 8]>(), any::<u64>(), lanes(), any::<u64>())
-            .prop_map(|(sid_r, instance, lanes, wall)| Control::Confirm { sid_r, instance, lanes, wall }),
+        (any::<[u8; 8]>(), any::<u32>(), lanes(), any::<u64>())
+            .prop_map(|(sid_r, generation, lanes, wall)| Control::Confirm { sid_r, generation, lanes, wall }),
         piece().prop_map(Control::RekeyResponse),
         piece().prop_map(Control::RekeyEstablished),
         any::<([u8; 32], u64)>().prop_map(|(digest, version)| Control::RosterState { digest, version }),
@@ -117,9 +117,9 @@ proptest! {
     }
 
     #[test]
-    fn established(sid_r in any::<[u8; 8]>(), instance in any::<u64>(), lanes in lanes(), observed in any::<([u8; 16], u16)>(),
+    fn established(sid_r in any::<[u8; 8]>(), generation in any::<u32>(), lanes in lanes(), observed in any::<([u8; 16], u16)>(),
                    mtu in any::<u16>(), wall in any::<u64>(), relay in any::<(u32, u64, [u8; 16])>()) {
-        let e = Established { sid_r, instance, lanes, observed, mtu, wall,
+        let e = Established { sid_r, generation, lanes, observed, mtu, wall,
             relay: RelayGrant { slot: relay.0, handle: relay.1, reset_token: relay.2 } };
         prop_assert_eq!(e.emit().len(), Established::LEN);
         prop_assert!(2 * KEM + Established::LEN + TAG <= 3 * (SAFE_DATAGRAM - REPLY_HEADER));

@@ -258,7 +258,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     out.push(Challenge { sid: [1; 8], nonce: [2; 16], sealed: [3; 36] }.emit());
     out.push(wire::relay::Reset { slot: 0x0100_0001, token: [1; 16] }.emit());
     for c in [
-        Control::Confirm { sid_r: [1; 8], instance: 1, lanes: [5; LANES], wall: EPOCH },
+        Control::Confirm { sid_r: [1; 8], generation: 1, lanes: [5; LANES], wall: EPOCH },
         Control::RekeyResponse(Piece { sid: [1; 8], index: 0, count: 3, bytes: vec![1; 900] }),
         Control::Have(vec![[1; 32]; 3]),
         Control::RosterBuckets(Box::new([1; 64])),

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{Host, Lab, Process, wait_until};
+use crate::{Host, Lab, LossyWire, Process, Profile, wait_until};
 
 /// A machine on which commands are given.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Machine {
     pub host: Host,
     /// Its `SHADOWMESH_DIR`.
     pub directory: PathBuf,
+    /// More of the environment that commands, and daemons which they start, are given.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Machine {
@@ -24,7 +26,7 @@ impl Machine {
     pub fn say(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = self.host.command(Lab::binary("shadowmesh"));
         command.args(arguments).env("SHADOWMESH_DIR", &self.directory).env("SHADOWMESH_ALLOW_ROOT", "1");
-        command.stdin(Stdio::null());
+        command.envs(self.environment.iter().copied()).stdin(Stdio::null());
         let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         let shown: String = text.chars().take(1500).collect();
@@ -67,15 +69,14 @@ impl Machine {
 
     /// The MAC address of its interface.
     pub fn mac(&self, interface: &str) -> String {
-        let said = self.host.ip(&format!("-j link show dev {interface}"));
-        let value: Value = serde_json::from_str(&said).unwrap_or_default();
-        value[0]["address"].as_str().unwrap_or_else(|| panic!("no address: {said}")).to_owned()
+        self.host.mac(interface).map(|b| format!("{b:02x}")).join(":")
     }
 
     /// Starts a command and does not wait for it.
     pub fn start(&self, label: &str, arguments: &[&str]) -> Process {
         let directory = self.directory.display().to_string();
-        let environment = [("SHADOWMESH_DIR", directory.as_str()), ("SHADOWMESH_ALLOW_ROOT", "1")];
+        let mut environment = vec![("SHADOWMESH_DIR", directory.as_str()), ("SHADOWMESH_ALLOW_ROOT", "1")];
+        environment.extend(&self.environment);
         self.host.spawn(label, Lab::binary("shadowmesh"), arguments, &environment)
     }
 
@@ -124,6 +125,8 @@ pub struct Evening {
     pub urls: Vec<String>,
     /// More arguments for the relay.
     pub relay_arguments: Vec<String>,
+    /// The first machine's line to the internet, where it was asked to be slow.
+    pub line: Option<LossyWire>,
     /// Goes last.
     pub lab: Lab,
 }
@@ -131,36 +134,48 @@ pub struct Evening {
 impl Evening {
     /// Machines behind routers that masquerade, so that only the relay can be reached; and the relay.
     pub fn new(test: &str, names: &[&str]) -> Evening {
-        Evening::with_relay(test, names, &[])
+        Evening::build(test, names, &[], None)
+    }
+
+    /// The same, and the first machine's line to the internet behaves by `profile`, in each direction.
+    pub fn with_line(test: &str, names: &[&str], profile: Profile) -> Evening {
+        Evening::build(test, names, &[], Some(profile))
     }
 
     /// The same, with more arguments for `shadowmesh-relay run`.
     pub fn with_relay(test: &str, names: &[&str], relay_arguments: &[&str]) -> Evening {
+        Evening::build(test, names, relay_arguments, None)
+    }
+
+    fn build(test: &str, names: &[&str], relay_arguments: &[&str], slow: Option<Profile>) -> Evening {
         let mut lab = Lab::new(test);
         let (internet, vps) = (lab.router("net"), lab.host("vps"));
         lab.wire(&vps, &["203.0.113.2/24"], &internet, &["203.0.113.1/24"]);
         vps.default_route("203.0.113.1");
-        let (mut machines, mut routers) = (vec![], vec![]);
+        let (mut machines, mut routers, mut line) = (vec![], vec![], None);
         for (i, name) in names.iter().enumerate() {
             let (host, nat) = (lab.host(name), lab.router(&format!("nat{i}")));
             lab.wire(&host, &["192.168.1.2/24"], &nat, &["192.168.1.1/24"]);
-            let wire =
-                lab.wire(&nat, &[&format!("198.51.{i}.2/24")], &internet, &[&format!("198.51.{i}.1/24")]);
+            let (here, there) = (format!("198.51.{i}.2/24"), format!("198.51.{i}.1/24"));
+            let outside = match slow.filter(|_| i == 0) {
+                Some(profile) => {
+                    let wire = lab.lossy(&nat, &[&here], &internet, &[&there], profile);
+                    line.insert(wire).a.clone()
+                }
+                None => lab.wire(&nat, &[&here], &internet, &[&there]).a,
+            };
             host.default_route("192.168.1.1");
             nat.default_route(&format!("198.51.{i}.1"));
-            nat.masquerade(&wire.a, true);
-            machines.push(Machine { host, directory: lab.directory().join(name) });
+            nat.masquerade(&outside, true);
+            machines.push(Machine { host, directory: lab.directory().join(name), environment: vec![] });
             routers.push(nat);
         }
         let state = lab.directory().join("relay").display().to_string();
-        let program = Lab::binary("shadowmesh-relay");
-        let said =
-            vps.run(&program, &["init", "--public", "203.0.113.2", "--tokens", "2", "--state", &state]);
-        let urls = said.split_whitespace().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect();
+        let urls = make_relay(&vps, &state, "203.0.113.2");
         let relay_arguments: Vec<String> = relay_arguments.iter().map(|a| (*a).to_owned()).collect();
         let relay = spawn_relay(&vps, &state, &relay_arguments);
         wait_for_relay(&vps);
-        Evening { machines, routers, vps, state, relay, urls, relay_arguments, lab }
+        Evening { machines, routers, vps, state, relay, urls, relay_arguments, line, lab }
     }
 
     /// The relay, started again; does not wait for it.
@@ -193,13 +208,22 @@ impl Evening {
     }
 }
 
-fn spawn_relay(vps: &Host, state: &str, more: &[String]) -> Process {
+/// Makes a relay's state; gives two URLs, each good once.
+pub fn make_relay(vps: &Host, state: &str, public: &str) -> Vec<String> {
+    let arguments = ["init", "--public", public, "--tokens", "2", "--state", state];
+    let said = vps.run(Lab::binary("shadowmesh-relay"), &arguments);
+    said.split_whitespace().filter(|l| l.starts_with("smr://")).map(str::to_owned).collect()
+}
+
+/// Starts a relay whose state was made, with more arguments for `run`; does not wait for it.
+pub fn spawn_relay(vps: &Host, state: &str, more: &[String]) -> Process {
     let mut arguments = vec!["run", "--allow-root", "--state", state];
     arguments.extend(more.iter().map(String::as_str));
     vps.spawn("relay", Lab::binary("shadowmesh-relay"), &arguments, &[])
 }
 
-fn wait_for_relay(vps: &Host) {
+/// Returns when the relay has its socket.
+pub fn wait_for_relay(vps: &Host) {
     wait_until("the relay's socket", Duration::from_secs(10), || {
         vps.run("ss", &["-lun"]).contains(":443").then_some(())
     });

@@ -79,6 +79,15 @@ impl Host {
         must(command.args(["-n", self.namespace()]).args(arguments.split_whitespace()))
     }
 
+    /// The MAC address of an interface.
+    pub fn mac(&self, interface: &str) -> [u8; 6] {
+        let said = self.ip(&format!("-j link show dev {interface}"));
+        let value: serde_json::Value = serde_json::from_str(&said).unwrap_or_default();
+        let text = value[0]["address"].as_str().unwrap_or_else(|| panic!("no address: {said}"));
+        let bytes: Vec<u8> = text.split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
+        bytes.try_into().unwrap_or_else(|_| panic!("{text} is no MAC address"))
+    }
+
     /// A default route; the family follows from the address.
     pub fn default_route(&self, via: &str) {
         let family = if via.contains(':') { "-6 " } else { "" };

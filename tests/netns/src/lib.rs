@@ -24,19 +24,23 @@ mod measured;
 mod members;
 mod process;
 mod profile;
+mod stream;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-pub use evening::{Evening, Machine};
+pub use evening::{Evening, Machine, make_relay, spawn_relay, wait_for_relay};
 pub use host::{Host, Ping};
 pub use measured::Measured;
 pub use members::{Member, make_network};
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;
+pub use stream::{Streamed, stream};
+pub use usage::{cpu, metrics, rss, udp_arrived};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -58,6 +62,7 @@ pub struct Wire {
 }
 
 /// A wire through a program that delays, loses, repeats and reorders.
+#[derive(Debug)]
 pub struct LossyWire {
     /// The interface on the first host.
     pub a: String,

@@ -180,7 +180,7 @@ fn who_is_late_or_wrong_hears_why() {
 #[test]
 fn commands_that_need_no_daemon() {
     let mut lab = Lab::new("no daemon");
-    let machine = Machine { host: lab.host("a"), directory: lab.directory().join("a") };
+    let machine = Machine { host: lab.host("a"), directory: lab.directory().join("a"), environment: vec![] };
     assert!(machine.must(&["version"]).starts_with("shadowmesh "));
     assert_eq!(machine.json(&["version"])["schema"], "shadowmesh/version/1");
     assert!(machine.must(&["completion", "bash"]).contains("_shadowmesh"));

@@ -7,7 +7,7 @@
 //! - **I1** A frame is delivered at most once, to whom it was sent, unchanged.
 //! - **I2** On a network that loses nothing, no frame is lost, rekeys and late snapshots or not.
 //! - **I3** Nothing is delivered from a member whose tombstone the receiver holds, nor to it.
-//! - **I4** Twelve seconds after a network has healed, every pair of members that stand has reached each other.
+//! - **I4** Four seconds after a network has healed, the first frame of every pair of members that stand arrives.
 //! - **I5** On the wire: no (index, counter) twice, nothing of a frame's payload in the clear, no reply to a stranger
 //!   that is larger than what it answers.
 //! - **I6** What a node holds for strangers stays within its bounds.

@@ -355,10 +355,10 @@ impl World {
         let filtered = self.filter.is_some_and(|f| f(from, &bytes));
         let lost = filtered || self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
         if self.trace {
-            let what = bytes.first().copied().unwrap_or(0);
             println!(
-                "{:8.3} {from} -> {to} {what:#x} {} B{}",
+                "{:8.3} {from} -> {to} {} {} B{}",
                 self.now.0 as f64 / 1e9,
+                told(&bytes),
                 bytes.len(),
                 if lost { " lost" } else { "" }
             );
@@ -641,7 +641,13 @@ impl World {
         self.first.entry((f.from, f.to)).or_insert(now);
         if f.to == relay_address() {
             let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return };
-            if let Some(to) = core.handle_in_place(now, f.from, &mut f.bytes) {
+            let to = core.handle_in_place(now, f.from, &mut f.bytes);
+            if self.trace {
+                let drops =
+                    core.metrics().drops.nonzero().map(|(r, c)| format!("{r}={c}")).collect::<Vec<_>>();
+                println!("{:8.3} relay took {} drops {drops:?}", now.0 as f64 / 1e9, told(&f.bytes));
+            }
+            if let Some(to) = to {
                 self.launch(relay_address(), to, f.bytes);
             }
             self.drain_relay();
@@ -655,9 +661,14 @@ impl World {
         let Some(n) = self.nodes.iter().position(|n| n.address == f.to) else { return };
         let now = self.now;
         let mut frames = vec![];
+        let before = if self.trace { self.drops() } else { String::new() };
         let e = &mut self.nodes[n].endpoint;
         e.rx().push(f.from, &f.bytes);
         e.open(now, |frame, _| frames.push(frame.to_vec()));
+        if self.trace && self.drops() != before {
+            let (what, len) = (told(&f.bytes), f.bytes.len());
+            println!("{:8.3} {n} drops {what} {len} B from {}: {}", now.0 as f64 / 1e9, f.from, self.drops());
+        }
         for frame in frames {
             self.delivered(n, &frame);
         }
@@ -670,6 +681,17 @@ impl World {
             n.endpoint.drops().nonzero().map(|(r, c)| format!("{r}={c}")).collect::<Vec<_>>().join(" ")
         };
         self.nodes.iter().enumerate().map(|(i, n)| format!("[{i}] {}", one(n))).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// A datagram in the trace: its type, or index and counter; behind a relay header, whose slot and handle.
+fn told(bytes: &[u8]) -> String {
+    match shadowmesh_wire::relay::RelayHeader::parse(bytes) {
+        Ok((h, inner)) => format!("[slot {:x} handle {:x}] {}", h.slot, h.handle >> 48, told(inner)),
+        Err(_) => match shadowmesh_wire::data::DataHeader::parse(bytes) {
+            Ok(h) => format!("data {:x}:{}", h.index, h.counter),
+            Err(_) => format!("{:#x}", bytes.first().copied().unwrap_or(0)),
+        },
     }
 }
 

@@ -139,14 +139,8 @@ impl Table {
 
     pub fn peer(&mut self, credential: Credential) -> usize {
         let n = self.peers.len();
-        let link = RelayLink::new(
-            self.id().0,
-            Some(relay_address()),
-            credential,
-            Suite::ALL.to_vec(),
-            n as u64,
-            self.now,
-        );
+        let link =
+            RelayLink::new(self.id().0, Some(relay_address()), credential, Suite::ALL.to_vec(), self.now);
         self.peers.push(Peer {
             address: address(n),
             link,

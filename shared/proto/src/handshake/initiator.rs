@@ -243,11 +243,6 @@ impl Initiator {
         &self.hello.sid
     }
 
-    /// When it began.
-    pub fn began(&self) -> Time {
-        self.began
-    }
-
     /// Nothing was heard for a second or so: whoever is there may be away.
     pub fn is_unheard(&self) -> bool {
         matches!(self.state, State::Hello) && self.wait >= MAX_WAIT * 3 / 4
@@ -347,7 +342,8 @@ impl Initiator {
             return Err(DropReason::BadSuite);
         }
         let known = match &self.state {
-            State::Response(s) => s.cookie == choice.cookie || s.reply.is_some(),
+            // Half an answer counts for little once the rest has failed to come: it may be of a process that is gone.
+            State::Response(s) => s.cookie == choice.cookie || (s.reply.is_some() && self.repeats < 2),
             State::Leaf { challenge, .. } => challenge.choice.cookie == choice.cookie,
             _ => false,
         };

@@ -13,12 +13,14 @@ mod transcript;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
 
 pub(crate) use fragments::Pieces;
 pub use initiator::{Credential, Finished, Initiator, InitiatorConfig, Progress, ResponderLeaf};
 pub use limits::Limits;
 pub use rekey::{Parent, Rekey, RekeyOpened};
-pub use responder::{Asked, Incoming, Local, Opened, Responder, is_pseudonym};
+pub use responder::{Asked, Bounds, Incoming, Local, Opened, Responder, is_pseudonym};
 pub use transcript::{Role, SessionKeys};
 
 use shadowmesh_crypto::kdf::{self, Label};

@@ -96,8 +96,8 @@ impl Rekey {
 
 /// A rekey's message, opened by the side that answers.
 pub struct RekeyOpened {
-    stage1: Stage1,
-    sealed: [u8; CREDENTIAL + TAG],
+    pub(super) stage1: Stage1,
+    pub(super) sealed: [u8; CREDENTIAL + TAG],
     ephemeral: Box<[u8; KEM]>,
     /// Hashes of certificate and leaf that the initiator shows: both must be the peer's own.
     pub certificate: Hash,

@@ -18,15 +18,26 @@ use shadowmesh_wire::{DropReason, PacketType, SAFE_DATAGRAM, VERSION};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// RESPONSEs under reassembly, and how long. 4 KB each.
-const MAX_REASSEMBLY: usize = 256;
 const REASSEMBLY_LIFETIME: Duration = Duration::from_secs(2);
-/// Handshakes that wait for certificates: at most 32 KB each, 5 s.
-const MAX_ASKED: usize = 128;
 const ASKED_LIFETIME: Duration = Duration::from_secs(5);
-/// Answers kept for repeats: 3.4 KB each.
-const MAX_ANSWERED: usize = 1024;
 const ANSWERED_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Most that a responder holds for handshakes at once. The default is a node's.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// RESPONSEs under reassembly: 4 KB each, 2 s.
+    pub reassembly: usize,
+    /// Handshakes that wait for what NEED_CERT asked: 5 s each; of a member at most 32 KB, of a pseudonym 5 KB.
+    pub asked: usize,
+    /// Answers kept for repeats: 3.4 KB each, 10 s.
+    pub answered: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Bounds { reassembly: 256, asked: 128, answered: 1024 }
+    }
+}
 
 type Name = (Source, Sid);
 
@@ -129,23 +140,25 @@ pub struct Responder {
     suites: Vec<Suite>,
     /// Bits of the puzzle that CHALLENGE asks for; set by the caller under load.
     pub puzzle: u8,
-    /// Answers kept for repeats, 10 s each; more than a peer needs only at a relay.
-    pub max_answered: usize,
+    /// Decapsulations since the start, those of RESPONSEs that then did not open included: what load is judged by.
+    pub decapsulations: u64,
+    bounds: Bounds,
 }
 
 impl Responder {
     /// `suites` in order of preference; `rate` handshakes a second for each source prefix.
-    pub fn new(suites: Vec<Suite>, rate: f64, now: Time, rng: &mut Rng) -> Self {
+    pub fn new(suites: Vec<Suite>, rate: f64, bounds: Bounds, now: Time, rng: &mut Rng) -> Self {
         Responder {
             jar: CookieJar::new(now, rng),
             hellos: Limits::new(rng.bytes(), rate * 4.0, rate * 16.0),
             work: Limits::new(rng.bytes(), rate, rate * 4.0),
-            reassembly: Reassembly::new(REASSEMBLY_LIFETIME, MAX_REASSEMBLY),
+            reassembly: Reassembly::new(REASSEMBLY_LIFETIME, bounds.reassembly),
             asked: HashMap::new(),
             answered: HashMap::new(),
             suites,
             puzzle: 0,
-            max_answered: MAX_ANSWERED,
+            decapsulations: 0,
+            bounds,
         }
     }
 
@@ -285,6 +298,7 @@ impl Responder {
             ct1: &response.ct1[..],
         }
         .hash();
+        self.decapsulations += 1;
         let ss1 = leaf.decapsulate(&response.ct1).map_err(|_| DropReason::BadHandshake)?;
         let stage1 = Stage1::new(h1, &ss1, local.contact.mix.as_ref());
         let credential = stage1
@@ -314,7 +328,7 @@ impl Responder {
     pub fn ask(&mut self, now: Time, opened: Box<Opened>) -> Result<Vec<u8>, DropReason> {
         let name = (opened.source, opened.sid);
         self.expire(now);
-        if self.asked.len() >= MAX_ASKED {
+        if self.asked.len() >= self.bounds.asked {
             return Err(DropReason::OverLimit);
         }
         let mut waiting = Waiting { since: now, opened, parts: None, seq: 0, with_caller: false };
@@ -328,6 +342,11 @@ impl Responder {
         let waiting = self.asked.get_mut(&(source, header.sid)).ok_or(DropReason::UnknownHandshake)?;
         if waiting.with_caller {
             return Ok(Incoming::Pending);
+        }
+        // A pseudonym has nothing to show but its key.
+        let most = if waiting.opened.kind == CredentialKind::Member { MAX_PARTS } else { KEM.div_ceil(PART) };
+        if usize::from(header.count) > most {
+            return Err(DropReason::BadHandshake);
         }
         let plain = waiting
             .opened
@@ -364,7 +383,7 @@ impl Responder {
         established: &Established,
     ) -> Result<(Vec<Vec<u8>>, SessionKeys), DropReason> {
         self.expire(now);
-        if self.answered.len() >= self.max_answered {
+        if self.answered.len() >= self.bounds.answered {
             return Err(DropReason::OverLimit);
         }
         let (body, keys) = seal_established(

@@ -4,8 +4,8 @@ use super::*;
 use crate::{Rng, Time};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kem;
-use shadowmesh_wire::DropReason;
-use shadowmesh_wire::handshake::{CredentialKind, Established, LANES, RelayGrant};
+use shadowmesh_wire::handshake::{CredentialKind, Established, LANES, MAX_PARTS, RelayGrant, ReplyHeader};
+use shadowmesh_wire::{DropReason, PacketType};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn source() -> Source {
 fn established() -> Established {
     Established {
         sid_r: [1; 8],
-        instance: 5,
+        generation: 5,
         lanes: [3; LANES],
         observed: source().observed(),
         mtu: 1400,
@@ -42,7 +42,7 @@ impl Side {
     fn new() -> Self {
         let mut rng = Rng::from_seed([1; 32]);
         Side {
-            responder: Responder::new(SUITES.to_vec(), 100.0, Time(0), &mut rng),
+            responder: Responder::new(SUITES.to_vec(), 100.0, Bounds::default(), Time(0), &mut rng),
             contact: Contact::node(&NET, &R),
             leaf: ([8; 32], Arc::new(kem::SecretKey::generate().unwrap())),
             rng,
@@ -257,8 +257,11 @@ fn flipped_bits_never_split_the_two_sides() {
 
 /// An opening whose CHALLENGE has come: its RESPONSE is ready to be sent.
 fn challenged() -> (Side, Credential, Initiator) {
+    challenged_with(member())
+}
+
+fn challenged_with(credential: Credential) -> (Side, Credential, Initiator) {
     let mut side = Side::new();
-    let credential = member();
     let mut rng = Rng::from_seed([2; 32]);
     let config = InitiatorConfig {
         contact: Contact::node(&NET, &R),
@@ -288,6 +291,63 @@ fn repeats_get_the_same_bytes() {
         }
         assert_eq!(out.len(), 3);
         if round == 0 { first = out } else { assert_eq!(out, first) }
+    }
+}
+
+/// A responder that restarts when half of its ESTABLISHED has come knows nothing of the RESPONSE: it is asked anew, long
+/// before the opening would end.
+#[test]
+fn half_an_answer_of_a_responder_that_is_gone() {
+    let (mut side, credential, mut i) = challenged();
+    let mut rng = Rng::from_seed([3; 32]);
+    let mut answer = vec![];
+    for p in std::iter::from_fn(|| i.poll_transmit()).collect::<Vec<_>>() {
+        answer.extend(side.feed(Time(0), source(), &p, &credential).unwrap().0);
+    }
+    assert!(matches!(i.handle(Time(0), &answer[0], &mut rng), Ok(Progress::Pending)));
+    // The same static key; another cookie key.
+    side.responder = Responder::new(SUITES.to_vec(), 100.0, Bounds::default(), Time(0), &mut rng);
+    let (mut now, mut finished) = (Time(0), false);
+    while !finished && now < Time(4_000_000_000) {
+        for p in std::iter::from_fn(|| i.poll_transmit()).collect::<Vec<_>>() {
+            for reply in side.feed(now, source(), &p, &credential).map(|r| r.0).unwrap_or_default() {
+                finished |= matches!(i.handle(now, &reply, &mut rng), Ok(Progress::Finished(_)));
+            }
+        }
+        now = i.deadline().max(now);
+        i.handle_timeout(now, &mut rng);
+    }
+    assert!(finished, "still asking the process that is gone after {now:?}");
+}
+
+/// A RESPONSE with a good cookie that does not open costs a decapsulation, and counts as one: the puzzle is asked for by
+/// load, and that of garbage is the same.
+#[test]
+fn what_does_not_open_is_load() {
+    let (mut side, credential, mut i) = challenged();
+    let mut response: Vec<_> = std::iter::from_fn(|| i.poll_transmit()).collect();
+    *response.last_mut().unwrap().last_mut().unwrap() ^= 1;
+    let results: Vec<_> = response.iter().map(|p| side.feed(Time(0), source(), p, &credential)).collect();
+    assert_eq!(results.last().unwrap().as_ref().unwrap_err(), &DropReason::BadTag);
+    assert_eq!((side.responder.decapsulations, side.responder.held()), (1, (0, 0, 0)));
+}
+
+/// A pseudonym that has to show its key can make the responder hold that, and no more. [P-ORDER]
+#[test]
+fn a_pseudonym_sends_its_key_and_no_more() {
+    let [_, pseudonym, _] = credentials();
+    let (mut side, credential, mut i) = challenged_with(pseudonym);
+    side.know = false;
+    for p in std::iter::from_fn(|| i.poll_transmit()) {
+        side.feed(Time(0), source(), &p, &credential).unwrap();
+    }
+    assert_eq!(side.responder.held(), (0, 1, 0));
+    for (count, expect) in
+        [(MAX_PARTS as u8, DropReason::BadHandshake), (3, DropReason::BadHandshake), (2, DropReason::BadTag)]
+    {
+        let header = ReplyHeader { packet: PacketType::Cert, index: 0, count, sid: *i.sid() };
+        let packet = [&header.emit()[..], &[0; 1000]].concat();
+        assert_eq!(side.feed(Time(0), source(), &packet, &credential).unwrap_err(), expect);
     }
 }
 

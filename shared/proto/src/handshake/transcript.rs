@@ -48,7 +48,7 @@ impl H1<'_> {
 /// k1 and what comes of it. Its AEAD is always ChaCha20-Poly1305.
 pub(crate) struct Stage1 {
     pub h1: Hash,
-    k1: Secret<32>,
+    pub(super) k1: Secret<32>,
 }
 
 impl Stage1 {
@@ -106,7 +106,7 @@ impl Stage1 {
 /// k2 and what comes of it.
 pub(crate) struct Stage2 {
     pub h2: Hash,
-    k2: Secret<32>,
+    pub(super) k2: Secret<32>,
 }
 
 impl Stage2 {

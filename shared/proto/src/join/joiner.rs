@@ -84,7 +84,6 @@ pub struct Joiner {
     unix: u64,
     relay: AtRelay,
     tried: usize,
-    instance: u64,
     owner: Option<u64>,
     opening: Option<Initiator>,
     inviter: Option<(Genesis, NodeId)>,
@@ -100,13 +99,12 @@ pub struct Joiner {
 impl Joiner {
     /// `seed` is secret randomness; `unix` is the clock. At least one relay, or it fails at once.
     pub fn new(config: JoinConfig, now: Time, unix: u64, seed: [u8; 32]) -> Self {
-        let mut rng = Rng::from_seed(seed);
+        let rng = Rng::from_seed(seed);
         let first = config.relays.first().copied();
         let (relay, address) = first.unwrap_or((NodeId([0; 32]), SocketAddr::from(([0, 0, 0, 0], 0))));
         let suites = config.suites.clone();
         Joiner {
-            relay: AtRelay::new(relay, address, suites, now, unix, &mut rng),
-            instance: rng.u64(),
+            relay: AtRelay::new(relay, address, suites, now, unix),
             outcome: first.is_none().then_some(Err(JoinError::NoRelay)),
             rng,
             unix,
@@ -365,10 +363,10 @@ impl Joiner {
         if self.owner.is_none() {
             self.relay.send_control(&Control::Rendezvous(self.config.invite.locator()));
         }
-        let (instance, wall) = (self.instance, self.relay.now_unix(now));
+        let wall = self.relay.now_unix(now);
         let Some(t) = &self.talk else { return };
         let confirm =
-            (!t.heard).then_some(Control::Confirm { sid_r: t.sid_r, instance, lanes: t.lanes, wall });
+            (!t.heard).then_some(Control::Confirm { sid_r: t.sid_r, generation: 0, lanes: t.lanes, wall });
         let claim = t.bundle.is_none().then_some(Control::Claim(t.claim));
         for c in [confirm, claim].into_iter().flatten() {
             self.send(&c);
@@ -401,7 +399,7 @@ impl Joiner {
             let (relay, address) = self.config.relays[self.tried];
             let suites = self.config.suites.clone();
             let unix = self.unix;
-            self.relay = AtRelay::new(relay, address, suites, now, unix, &mut self.rng);
+            self.relay = AtRelay::new(relay, address, suites, now, unix);
         }
         if now >= self.ends {
             let e = if self.owner.is_none() { JoinError::NoRelay } else { JoinError::Timeout };

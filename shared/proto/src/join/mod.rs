@@ -87,15 +87,8 @@ pub(crate) enum Relayed {
 }
 
 impl AtRelay {
-    pub fn new(
-        relay: NodeId,
-        address: SocketAddr,
-        suites: Vec<Suite>,
-        now: Time,
-        unix: u64,
-        rng: &mut Rng,
-    ) -> Self {
-        let link = RelayLink::new(relay.0, Some(address), Credential::Anonymous, suites, rng.u64(), now);
+    pub fn new(relay: NodeId, address: SocketAddr, suites: Vec<Suite>, now: Time, unix: u64) -> Self {
+        let link = RelayLink::new(relay.0, Some(address), Credential::Anonymous, suites, now);
         AtRelay {
             link,
             relay,

@@ -53,7 +53,7 @@ impl Registrar {
         let mut rng = Rng::from_seed(seed);
         let (owner, access) = (Secret::new(rng.bytes()), Secret::new(rng.bytes()));
         Registrar {
-            relay: AtRelay::new(relay, address, suites, now, unix, &mut rng),
+            relay: AtRelay::new(relay, address, suites, now, unix),
             rng,
             token: token.unwrap_or_default(),
             owner,

@@ -1,7 +1,7 @@
 //! Openings by others: members that come to this node.
 
 use super::Node;
-use super::session::Root;
+use super::session::Rank;
 use crate::Time;
 use crate::handshake::{Incoming, Local, Opened, Role, Source};
 use shadowmesh_identity::chain::Chain;
@@ -160,7 +160,7 @@ impl Node {
         let rx = self.fresh_indexes();
         let established = Established {
             sid_r: self.rng.bytes(),
-            instance: self.instance,
+            generation: self.peers[p as usize].generation,
             lanes: rx,
             observed: opened.source.observed(),
             mtu: self.config.path_mtu as u16,
@@ -179,8 +179,8 @@ impl Node {
                 return Err(e);
             }
         };
-        let root = Root { begun_by: node, begun: now, confirmed: now, instance: 0 };
-        let id = self.add_session(now, p, Role::Responder, root, None, keys, rx, established.sid_r);
+        // CONFIRM will tell its rank.
+        let id = self.add_session(now, p, Role::Responder, Rank::default(), keys, rx, established.sid_r);
         if let Some(s) = self.peers[p as usize].session_mut(id) {
             // Its cookie came from there and back.
             s.way = Some(source.route());

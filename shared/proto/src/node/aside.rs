@@ -63,7 +63,7 @@ impl Node {
         let rx = self.fresh_indexes();
         let established = Established {
             sid_r: self.rng.bytes(),
-            instance: self.instance,
+            generation: 0,
             lanes: rx,
             observed: source.observed(),
             mtu: self.config.path_mtu as u16,

@@ -23,7 +23,7 @@ mod switch;
 mod sync;
 
 use crate::batch::{Drops, Plain, Upcall};
-use crate::handshake::{Credential, Responder, Source};
+use crate::handshake::{Bounds, Credential, Responder, Source};
 use crate::snapshot::{Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
 use crate::work::{Work, WorkDone};
 use crate::{LaneStats, Rng, Sealer, Time};
@@ -172,6 +172,8 @@ pub struct PeerStatus {
     pub suite: Option<Suite>,
     /// When the keys in use were made.
     pub keyed: Option<Time>,
+    /// Rekeys with it since this process began; and of those, how many both sides had started at once.
+    pub rekeys: (u64, u64),
     /// When it was last heard.
     pub last_rx: Option<Time>,
     /// Largest datagram to it, bytes.
@@ -191,7 +193,6 @@ pub struct Node {
     id: NodeId,
     roster: Roster,
     rng: Rng,
-    instance: u64,
     /// Unix seconds at `Time(0)`, as last told.
     wall_base: i64,
     own: own::Own,
@@ -260,15 +261,13 @@ impl Node {
             flood: vec![],
             unreached: false,
         });
-        let instance = rng.u64();
-        let responder = Responder::new(config.suites.clone(), 20.0, now, &mut rng);
+        let responder = Responder::new(config.suites.clone(), 20.0, Bounds::default(), now, &mut rng);
         let fragment_id = rng.u64() as u32;
         let mut node = Node {
             contact: crate::handshake::Contact::node(&network.0, &id.0),
             own: own::Own::new(&config.keys),
             id,
             roster,
-            instance,
             wall_base: 0,
             responder,
             peers: vec![],
@@ -406,6 +405,7 @@ impl Node {
                 loss: current.and(p.loss),
                 suite: current.map(|s| s.suite),
                 keyed: current.map(|s| s.established),
+                rekeys: p.rekeys,
                 last_rx: p.last_rx,
                 mtu: self.config.path_mtu,
                 skew: p.skew,

@@ -28,6 +28,10 @@ pub(super) struct Peer {
     pub id: PeerId,
     pub node: NodeId,
     pub sessions: Vec<Session>,
+    /// The highest of any session with it, since this process began.
+    pub generation: u32,
+    /// Rekeys, and of those how many both sides had started at once.
+    pub rekeys: (u64, u64),
     /// The one that is sent on.
     pub sending: Option<SessionId>,
     pub opening: Option<Initiator>,
@@ -76,6 +80,8 @@ impl Peer {
             id,
             node,
             sessions: vec![],
+            generation: 0,
+            rekeys: (0, 0),
             sending: None,
             opening: None,
             pull_leaf: false,

@@ -106,7 +106,7 @@ impl Node {
     ) -> Result<(), DropReason> {
         let (me, network) = (self.id, self.roster.network());
         let rx = self.fresh_indexes();
-        let (sid_r, instance, wall) = (self.rng.bytes(), self.instance, self.clock(now));
+        let (sid_r, wall) = (self.rng.bytes(), self.clock(now));
         let peer = &self.peers[p as usize];
         let s = peer.session(id).ok_or(DropReason::NoSession)?;
         let parent = Parent {
@@ -131,9 +131,10 @@ impl Node {
             }
             return Ok(());
         };
+        let rank = s.rank.of_rekey();
         let established = Established {
             sid_r,
-            instance,
+            generation: rank.generation,
             lanes: rx,
             observed: ([0; 16], 0),
             mtu: self.config.path_mtu as u16,
@@ -141,8 +142,7 @@ impl Node {
             relay: RelayGrant::default(),
         };
         let (body, keys) = opened.finish(&parent, &leaf.key, &established)?;
-        let root = s.root;
-        self.add_session(now, p, Role::Responder, root, Some(id), keys, rx, sid_r);
+        self.add_session(now, p, Role::Responder, rank, keys, rx, sid_r);
         let answer = pieces(sid, &body, Control::RekeyEstablished);
         for piece in &answer {
             self.send_on(p, id, piece);
@@ -181,9 +181,9 @@ impl Node {
             exporter: &s.exporter,
         };
         let (keys, e) = r.rekey.finish(&parent, &body)?;
-        let (rx, root) = (r.rx, s.root);
+        let (rx, rank) = (r.rx, s.rank.of_rekey());
         s.rekey_out = None;
-        let new = self.add_session(now, p, Role::Initiator, root, Some(id), keys, rx, e.sid_r);
+        let new = self.add_session(now, p, Role::Initiator, rank, keys, rx, e.sid_r);
         self.confirm_out(now, p, new, &e);
         self.choose(now, p, new);
         Ok(())

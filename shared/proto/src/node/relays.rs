@@ -98,8 +98,7 @@ impl Node {
             let access = Arc::new(secret);
             let credential = Credential::Pseudonym { key, tag: short, access: access.clone() };
             let address = place.host().parse().ok().map(|ip| SocketAddr::new(ip, place.port()));
-            let link =
-                RelayLink::new(relay.0, address, credential, self.config.suites.clone(), self.instance, now);
+            let link = RelayLink::new(relay.0, address, credential, self.config.suites.clone(), now);
             let number = known.unwrap_or(self.links.len());
             let follows = known.is_some_and(|i| self.links[i].is_up());
             let link = Link { link, place: place.clone(), access, down_since: None, follows, coming: None };

@@ -8,24 +8,26 @@ use shadowmesh_crypto::secret::Secret;
 use shadowmesh_identity::NodeId;
 use shadowmesh_wire::control::Control;
 use shadowmesh_wire::handshake::{LANES, Sid};
+use std::cmp::Ordering;
 use std::time::Duration;
 
 /// How long a session that was replaced still receives. [P-GRACE]
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// A session that its initiator has not confirmed by then is given up.
 pub(super) const UNCONFIRMED: Duration = Duration::from_secs(15);
-/// Openings that begin within this of each other's end count as simultaneous.
-const OVERLAP: Duration = Duration::from_secs(5);
+/// Which session of a pair is the newer, as both sides see it whatever came first: no clock is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    /// CONFIRM says it: one more than any that either side had when the session was opened.
+    pub generation: u32,
+    /// Rekeys since.
+    pub depth: u32,
+}
 
-/// Where a session comes from: a rekey inherits it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Root {
-    /// Who sent its HELLO.
-    pub begun_by: NodeId,
-    pub begun: Time,
-    pub confirmed: Time,
-    /// The peer's process.
-    pub instance: u64,
+impl Rank {
+    pub fn of_rekey(self) -> Rank {
+        Rank { depth: self.depth.saturating_add(1), ..self }
+    }
 }
 
 /// A rekey that this side started.
@@ -54,10 +56,9 @@ pub(super) struct Session {
     pub established: Time,
     /// Sending is possible: the peer's indexes are known and it has proved its keys.
     pub confirmed: bool,
-    pub parent: Option<SessionId>,
     /// The way that its handshake took, for the peer's route once it is chosen; a rekey changes none.
     pub way: Option<Route>,
-    pub root: Root,
+    pub rank: Rank,
     pub suite: Suite,
     pub exporter: Secret<32>,
     pub rx: [u32; LANES],
@@ -80,19 +81,12 @@ pub(super) struct Session {
 impl Session {
     /// Which of two sessions to send on, once both are confirmed. Both sides come to the same answer. [P-SIMOPEN]
     pub fn yields_to(&self, newer: &Session) -> bool {
-        if newer.parent == Some(self.id) {
-            return true;
+        match newer.rank.cmp(&self.rank) {
+            Ordering::Greater => true,
+            Ordering::Less => false,
+            // Both began at once.
+            Ordering::Equal => newer.begun_by <= self.begun_by,
         }
-        if newer.parent.is_some() && newer.parent == self.parent {
-            // Both rekeyed the same session at once.
-            return newer.begun_by <= self.begun_by;
-        }
-        let (a, b) = (&self.root, &newer.root);
-        if a.instance != b.instance {
-            return true;
-        }
-        let overlap = b.begun <= a.confirmed + OVERLAP && a.begun <= b.confirmed + OVERLAP;
-        if overlap && a.begun_by != b.begun_by { b.begun_by < a.begun_by } else { true }
     }
 
     /// When something is due.
@@ -119,5 +113,7 @@ impl Session {
 /// little jitter so that a thousand sessions do not come at once.
 pub(super) fn rekey_after(interval: Duration, role: Role, always: bool, rng: &mut Rng) -> Duration {
     let base = if role == Role::Initiator || always { interval } else { interval + interval / 8 };
-    base + Duration::from_nanos(rng.below(u64::try_from(interval.as_nanos() / 32).unwrap_or(1).max(1)))
+    // Less than the way takes, where both are to meet.
+    let spread = if always { interval / 512 } else { interval / 32 };
+    base + Duration::from_nanos(rng.below(u64::try_from(spread.as_nanos()).unwrap_or(1).max(1)))
 }

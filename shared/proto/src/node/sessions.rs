@@ -2,7 +2,7 @@
 
 use super::alive::PING_ACTIVE;
 use super::peer::{FIRST_BACKOFF, MAX_BACKOFF, MAX_QUEUED, Peer, QUEUE_LIFETIME};
-use super::session::{GRACE, Root, Session, UNCONFIRMED, rekey_after};
+use super::session::{GRACE, Rank, Session, UNCONFIRMED, rekey_after};
 use super::{Event, MAX_SESSIONS, Node};
 use crate::Time;
 use crate::batch::{Plain, TxBatch};
@@ -112,19 +112,18 @@ impl Node {
             return Ok(false);
         };
         let opening = self.peers[p].opening.as_mut().ok_or(DropReason::UnknownHandshake)?;
-        let begun = opening.began();
         let progress = opening.handle(now, packet, &mut self.rng);
         self.drain_opening(p as PeerId);
         match progress? {
             Progress::Pending => {}
             Progress::Bundle(bytes) => self.verify_leaf(p as PeerId, bytes),
-            Progress::Finished(f) => self.opened(now, p as PeerId, begun, *f),
+            Progress::Finished(f) => self.opened(now, p as PeerId, *f),
         }
         Ok(true)
     }
 
     /// Our opening has finished.
-    fn opened(&mut self, now: Time, p: PeerId, begun: Time, f: Finished) {
+    fn opened(&mut self, now: Time, p: PeerId, f: Finished) {
         let peer = &mut self.peers[p as usize];
         peer.opening = None;
         if f.responder != peer.node.0 {
@@ -134,10 +133,11 @@ impl Node {
         peer.backoff = FIRST_BACKOFF;
         peer.pull_leaf = false;
         peer.skew = Some(f.established.wall as i64 - self.wall_base - (now.0 / 1_000_000_000) as i64);
-        let node = self.id;
-        let root = Root { begun_by: node, begun, confirmed: now, instance: f.established.instance };
+        let peer = &mut self.peers[p as usize];
+        peer.generation = peer.generation.max(f.established.generation).saturating_add(1);
+        let rank = Rank { generation: peer.generation, depth: 0 };
         let rx = self.fresh_indexes();
-        let id = self.add_session(now, p, Role::Initiator, root, None, f.keys, rx, f.established.sid_r);
+        let id = self.add_session(now, p, Role::Initiator, rank, f.keys, rx, f.established.sid_r);
         let way = self.peers[p as usize].opening_route;
         if let Some(s) = self.peers[p as usize].session_mut(id) {
             s.way = way;
@@ -154,9 +154,9 @@ impl Node {
     pub(super) fn confirm_out(&mut self, now: Time, p: PeerId, id: SessionId, e: &Established) {
         self.open_tx(p, id, &e.lanes);
         let wall = self.clock(now);
-        let instance = self.instance;
         let Some(s) = self.peers[p as usize].session_mut(id) else { return };
-        let confirm = Control::Confirm { sid_r: e.sid_r, instance, lanes: s.rx, wall };
+        let generation = s.rank.generation;
+        let confirm = Control::Confirm { sid_r: e.sid_r, generation, lanes: s.rx, wall };
         s.confirm = Some((confirm.clone(), now + CONFIRM_REPEAT));
         s.confirmed = true;
         self.send_on(p, id, &confirm);
@@ -182,8 +182,7 @@ impl Node {
         now: Time,
         p: PeerId,
         role: Role,
-        root: Root,
-        parent: Option<SessionId>,
+        rank: Rank,
         keys: SessionKeys,
         rx: [u32; LANES],
         sid_r: Sid,
@@ -206,16 +205,19 @@ impl Node {
             Role::Initiator => self.id,
             Role::Responder => self.peers[p as usize].node,
         };
-        let rekey_after = rekey_after(self.config.rekey, role, self.config.rekey_both, &mut self.rng);
+        let mut rekey_after = rekey_after(self.config.rekey, role, self.config.rekey_both, &mut self.rng);
+        if self.config.rekey_both && role == Role::Responder {
+            // The initiator has the session half a round trip later.
+            rekey_after += self.peers[p as usize].rtt.unwrap_or_default() / 2;
+        }
         let session = Session {
             id,
             role,
             begun_by,
             established: now,
             confirmed: false,
-            parent,
             way: None,
-            root,
+            rank,
             suite: keys.suite,
             exporter: keys.exporter.duplicate(),
             rx,
@@ -285,14 +287,18 @@ impl Node {
     pub(super) fn choose(&mut self, now: Time, p: PeerId, newer: SessionId) {
         let peer = &mut self.peers[p as usize];
         let first = peer.sending.is_none();
-        let (winner, loser) = match peer.current() {
-            None => (newer, None),
-            Some(s) if s.id == newer => return,
-            Some(s) => match peer.session(newer) {
-                Some(n) if s.yields_to(n) => (newer, Some(s.id)),
-                _ => (s.id, Some(newer)),
-            },
-        };
+        let (mut winner, mut loser) = (newer, None);
+        if let (Some(s), Some(n)) = (peer.current(), peer.session(newer)) {
+            if s.id == newer {
+                return;
+            }
+            (winner, loser) = if s.yields_to(n) { (newer, Some(s.id)) } else { (s.id, Some(newer)) };
+            if n.rank.depth > 0 {
+                let crossed = n.rank == s.rank;
+                peer.rekeys.0 += u64::from(!crossed);
+                peer.rekeys.1 += u64::from(crossed);
+            }
+        }
         peer.sending = Some(winner);
         peer.failures = 0;
         if let Some(way) = peer.session(winner).and_then(|s| s.way) {
@@ -478,8 +484,8 @@ impl Node {
 
     fn handle_control(&mut self, now: Time, p: PeerId, id: SessionId, c: Control) -> Result<(), DropReason> {
         match c {
-            Control::Confirm { sid_r, instance, lanes, wall } => {
-                self.confirmed(now, p, id, sid_r, instance, &lanes, wall)
+            Control::Confirm { sid_r, generation, lanes, wall } => {
+                self.confirmed(now, p, id, sid_r, generation, &lanes, wall)
             }
             Control::RekeyResponse(piece) => self.rekey_asked(now, p, id, piece),
             Control::RekeyEstablished(piece) => self.rekey_answered(now, p, id, piece),
@@ -509,7 +515,7 @@ impl Node {
         p: PeerId,
         id: SessionId,
         sid_r: Sid,
-        instance: u64,
+        generation: u32,
         lanes: &[u32; LANES],
         wall: u64,
     ) -> Result<(), DropReason> {
@@ -525,9 +531,11 @@ impl Node {
             return Ok(());
         }
         s.confirmed = true;
-        s.root.confirmed = if s.parent.is_none() { now } else { s.root.confirmed };
-        s.root.instance = instance;
-        let begun_by = s.root.begun_by;
+        if s.rank.depth == 0 {
+            s.rank.generation = generation;
+        }
+        let begun_by = s.begun_by;
+        peer.generation = peer.generation.max(generation);
         peer.skew = Some(skew);
         // The larger gives up its own opening once the smaller's session stands; never for less. [P-SIMOPEN]
         if begun_by < self.id {

@@ -114,7 +114,7 @@ fn open(namespace: &str, interface: &str) -> Result<Tap, String> {
         .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let [a, b, c, d, ..] = hash.to_be_bytes();
     let mac = [0x02, 0x11, a, b, c, d];
-    let options = TapOptions { mtu: 1500, mac, vnet: false, queues: 1, txqueuelen: 1000 };
+    let options = TapOptions { mtu: 1500, mac, vnet: false, queues: 1, txqueuelen: 10_000 };
     Tap::open(interface, options).map_err(|e| e.to_string())
 }
 

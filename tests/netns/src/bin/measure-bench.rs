@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 use shadowmesh_netns_tests::Evening;
-use shadowmesh_netns_tests::{Measured, wait_until};
+use shadowmesh_netns_tests::{Measured, rss, wait_until};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -40,7 +40,7 @@ fn join(measured: &mut Measured) {
         if round == 4 {
             // Idle: nobody sends but the daemons themselves.
             std::thread::sleep(Duration::from_secs(10));
-            memory = b.processes().iter().map(|p| rss(*p)).fold(0.0, f64::max);
+            memory = b.processes().iter().map(|p| rss(*p) / 1024.0).fold(0.0, f64::max);
         }
     }
     let (whole, parts) = (median(whole), median(parts));
@@ -54,12 +54,6 @@ fn join(measured: &mut Measured) {
     );
     measured.line("3-join-command", "of it, until `join` says that it is up", parts, "s", "", true);
     measured.line("12-rss", "resident memory of an idle daemon", memory, "MiB", "<= 12", memory <= 12.0);
-}
-
-fn rss(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");
-    line.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
 fn median(mut v: Vec<f64>) -> f64 {

@@ -24,7 +24,7 @@ fn one(round: u64) -> (Duration, Duration) {
     let leaf = ([3; 32], Arc::new(kem::SecretKey::generate().expect("key")));
     let mine = Arc::new(kem::SecretKey::generate().expect("key"));
     let contact = Contact::node(&network, &me);
-    let mut responder = Responder::new(suites.clone(), 1e6, Time(0), &mut rng);
+    let mut responder = Responder::new(suites.clone(), 1e6, Bounds::default(), Time(0), &mut rng);
     let credential =
         Credential::Member { certificate: [4; 32], leaf: [5; 32], key: mine.clone(), chain: vec![].into() };
     let known = ResponderLeaf { node: me, hash: leaf.0, key: leaf.1.public().clone() };
@@ -49,7 +49,7 @@ fn one(round: u64) -> (Duration, Duration) {
             Ok(Incoming::Opened(opened)) => {
                 let established = Established {
                     sid_r: [1; 8],
-                    instance: 1,
+                    generation: 1,
                     lanes: [1; LANES],
                     observed: ([0; 16], 0),
                     mtu: 1400,
