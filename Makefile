@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash hostile
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash hostile revocation
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ CRASHES ?= 200
 crash: deps ## SIGKILL to the relay under a ping, and to a client at CRASHES=200 moments (root)
 	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
 	CRASHES=$(CRASHES) $(CARGO) test --locked -p shadowmesh-netns-tests --test crash -- --nocapture --test-threads 1
+
+revocation: deps ## how soon a revoked member is cut, behind a partition too, and what a rotation costs (root)
+	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
+	$(CARGO) test --locked -p shadowmesh-netns-tests --test revocation -- --nocapture --test-threads 1
 
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run

@@ -172,6 +172,12 @@ pub async fn revoke(at: &At<'_>, peer: String, reason: Option<String>, yes: bool
         at.printer.object(&done);
     } else {
         at.printer.step("revoked", &format!("{peer}; told to every member that is reachable now"));
+        for id in done["reusable_invites"].as_array().into_iter().flatten().filter_map(|i| i.as_str()) {
+            at.printer.warning(&format!(
+                "the invite {id} is good for several machines, and lets in whoever knows it, \"{peer}\" too. Take it back:  \
+                 shadowmesh invite cancel {id}"
+            ));
+        }
     }
     Ok(())
 }

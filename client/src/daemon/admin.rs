@@ -184,7 +184,13 @@ pub async fn revoke(
         if node == inside.endpoint.node.id() {
             return Ok(None);
         }
-        inside.endpoint.node.revoke(inside.now, &node, reason).map(|()| Some((node, name)))
+        let own = &mut inside.endpoint.node;
+        own.revoke(inside.now, &node, reason)?;
+        let now = own.unix(inside.now);
+        let open =
+            own.invites().iter().filter(|(_, r)| r.terms.reusable && !r.cancelled && now < r.terms.expires);
+        let open: Vec<String> = open.map(|(locator, _)| id_of(locator)).collect();
+        Ok(Some((node, name, open)))
     });
     let (revoked, trouble) = revoked.await.map_err(gone)?;
     let revoked = revoked.map_err(|e| match e {
@@ -194,13 +200,14 @@ pub async fn revoke(
         }
         e => refused(&e),
     })?;
-    let (node, called) = revoked.ok_or_else(|| {
+    let (node, called, open) = revoked.ok_or_else(|| {
         Problem::new(Exit::Usage, format!("\"{}\" is this machine, and nobody revokes itself", asked.peer))
             .fix("To leave the network:  shadowmesh leave")
     })?;
     stored(trouble)?;
     Ok(Json(serde_json::json!({
         "schema": "shadowmesh/revoke/1", "network": network.to_string(), "revoked": node.to_string(), "name": called,
+        "reusable_invites": open,
     })))
 }
 

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 /// Chunks asked for and not yet here.
 pub(crate) const WINDOW: usize = 8;
-/// An answer is late after this.
+/// An answer is late after this, or after one and a half round trips, if that is less.
 const REPEAT: Duration = Duration::from_millis(300);
+/// And never sooner.
+const SOONEST: Duration = Duration::from_millis(50);
 /// A pull that has brought nothing for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Pulls under way or waiting, at one session.
@@ -37,8 +39,8 @@ struct Chunk {
 
 impl Pull {
     /// Fills the window: chunks not asked for yet, and those whose answer is late.
-    fn ask(&mut self, now: Time) -> Vec<Control> {
-        let fresh = |c: &Chunk| c.bytes.is_none() && c.asked.is_some_and(|at| now < at + REPEAT);
+    fn ask(&mut self, now: Time, late: Duration) -> Vec<Control> {
+        let fresh = |c: &Chunk| c.bytes.is_none() && c.asked.is_some_and(|at| now < at + late);
         let mut room = WINDOW.saturating_sub(self.chunks.iter().filter(|c| fresh(c)).count());
         let mut out = vec![];
         for (i, c) in self.chunks.iter_mut().enumerate() {
@@ -56,13 +58,24 @@ impl Pull {
 }
 
 /// The pulls of one session. One blob at a time, the rest wait: the window bounds what is under way.
-#[derive(Default)]
 pub(crate) struct Puller {
     waiting: VecDeque<Hash>,
     current: Option<Pull>,
+    late: Duration,
+}
+
+impl Default for Puller {
+    fn default() -> Self {
+        Puller { waiting: VecDeque::new(), current: None, late: REPEAT }
+    }
 }
 
 impl Puller {
+    /// The round trip to the holder, as last measured.
+    pub fn measured(&mut self, rtt: Duration) {
+        self.late = (rtt * 3 / 2).clamp(SOONEST, REPEAT);
+    }
+
     /// Wants a blob; asks for it at once when nothing else is under way.
     pub fn want(&mut self, now: Time, hash: Hash) -> Vec<Control> {
         if self.wants(&hash) || self.waiting.len() >= MAX_PULLS {
@@ -83,7 +96,7 @@ impl Puller {
         let Some(hash) = self.waiting.pop_front() else { return vec![] };
         let chunks = vec![Chunk::default()];
         let pull = self.current.insert(Pull { hash, chunks, known: false, progress: now });
-        pull.ask(now)
+        pull.ask(now, self.late)
     }
 
     /// A chunk came. Gives the blob when it is whole (its hash is the caller's to check: facts and blobs are hashed
@@ -119,13 +132,13 @@ impl Puller {
             self.current = None;
             return (Some(blob), self.next(now));
         }
-        (None, p.ask(now))
+        (None, p.ask(now, self.late))
     }
 
     /// When to call [`Puller::handle_timeout`].
     pub fn deadline(&self) -> Option<Time> {
         let p = self.current.as_ref()?;
-        let late = |c: &Chunk| if c.bytes.is_none() { c.asked.map(|at| at + REPEAT) } else { None };
+        let late = |c: &Chunk| if c.bytes.is_none() { c.asked.map(|at| at + self.late) } else { None };
         Some(p.chunks.iter().filter_map(late).min().unwrap_or(p.progress + PATIENCE))
     }
 
@@ -137,7 +150,7 @@ impl Puller {
             self.current = None;
             return (self.next(now), Some(lost));
         }
-        (p.ask(now), None)
+        (p.ask(now, self.late), None)
     }
 }
 

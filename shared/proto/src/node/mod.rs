@@ -10,6 +10,7 @@ mod admit;
 mod alive;
 mod answer;
 mod aside;
+mod driver;
 mod farewell;
 mod own;
 mod peer;
@@ -29,12 +30,9 @@ use crate::work::{Work, WorkDone};
 use crate::{LaneStats, Rng, Sealer, Time};
 use peer::Peer;
 use shadowmesh_crypto::Hash;
-use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kem;
-use shadowmesh_crypto::secret::Secret;
-use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::book::InviteBook;
-use shadowmesh_identity::{Fact, Genesis, HostPort, NodeId, Roster};
+use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -42,145 +40,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use admit::AdminError;
+pub use driver::{Event, NodeConfig, PeerStatus, Timer};
 pub use own::{OwnKeys, SavedLeaf};
 pub use relays::RelayStatus;
-
-/// What a node is made from.
-pub struct NodeConfig {
-    /// The network.
-    pub genesis: Genesis,
-    /// The identity in it.
-    pub identity: Arc<SigningKey>,
-    /// Facts from the store; the own certificate is among them.
-    pub facts: Vec<Vec<u8>>,
-    /// Leaf and pseudonym keys from the store.
-    pub keys: OwnKeys,
-    /// Root key, where this machine keeps it: only the root revokes admins.
-    pub root: Option<Arc<SigningKey>>,
-    /// Owner secrets of relays, where this machine keeps them: it rotates the access secrets there.
-    pub owners: Vec<(NodeId, Secret<32>)>,
-    /// Invites from the store.
-    pub invites: InviteBook,
-    /// Suites, the preferred first.
-    pub suites: Vec<Suite>,
-    /// MTU of the device, bytes.
-    pub mtu: usize,
-    /// Largest datagram to a peer before its path is probed, without a relay header, bytes.
-    pub path_mtu: usize,
-    /// Between rekeys.
-    pub rekey: Duration,
-    /// Both ends start a rekey at the interval: the simulator and a test force simultaneous ones by it.
-    pub rekey_both: bool,
-    /// Configured addresses of peers.
-    pub endpoints: HashMap<NodeId, SocketAddr>,
-    /// Data threads, each with a sealer; 1 to 3.
-    pub data_threads: usize,
-    /// Seed of all randomness.
-    pub seed: [u8; 32],
-}
-
-/// Why a deadline was set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timer {
-    /// A peer: opening, session, ping, pull.
-    Peer(PeerId),
-    /// A relay link.
-    Relay(u32),
-    /// Locators at the relays.
-    Invites,
-    /// Access secrets to be rotated.
-    Rotation,
-    /// The own leaf, the clock, what strangers left.
-    Housekeeping,
-}
-
-/// What the driver must know or do.
-#[derive(Debug)]
-pub enum Event {
-    /// The roster has changed: store [`Node::facts`].
-    SaveRoster,
-    /// The own keys have changed: store [`Node::own_keys`].
-    SaveKeys,
-    /// The invites have changed: store [`Node::invites`].
-    SaveInvites,
-    /// A machine was let in.
-    Admitted {
-        /// Who.
-        node: NodeId,
-        /// Under which name.
-        name: String,
-    },
-    /// A member's certificate ended soon, and was renewed.
-    Renewed(NodeId),
-    /// A relay's name needs an address: [`Node::set_relay_address`].
-    Resolve {
-        /// The node's number for it.
-        relay: u32,
-        /// Host name or address.
-        host: String,
-        /// UDP port.
-        port: u16,
-    },
-    /// A relay is to take another access secret: [`crate::join::Registrar::rotate`], then [`Node::rotated`].
-    Rotate {
-        /// Which relay.
-        relay: NodeId,
-        /// Where it listens.
-        place: HostPort,
-        /// The owner secret there.
-        owner: Secret<32>,
-        /// What it is to take.
-        access: Secret<32>,
-    },
-    /// A session with a peer stands, by this route.
-    PeerUp(NodeId, Route),
-    /// None stands any more, in words why.
-    PeerDown(NodeId, &'static str),
-    /// A ping was answered.
-    Pong {
-        /// By whom.
-        peer: NodeId,
-        /// As asked.
-        id: u64,
-        /// Round trip.
-        rtt: Duration,
-        /// How the answer came.
-        source: Source,
-    },
-    /// A relay is there.
-    RelayUp(NodeId),
-    /// A relay is not there any more.
-    RelayDown(NodeId),
-    /// A member was revoked, or its admin was; its session is cut.
-    Revoked(NodeId),
-    /// This node was revoked: [`shadowmesh_identity::Roster::ending`] says by whom. It does nothing any more.
-    SelfRevoked,
-}
-
-/// What `status` and `peers` show of a peer.
-#[derive(Debug, Clone)]
-pub struct PeerStatus {
-    /// Who.
-    pub node: NodeId,
-    /// How it is reached, while a session stands.
-    pub route: Option<Route>,
-    /// Last round trip.
-    pub rtt: Option<Duration>,
-    /// Share of sent packets that its reports did not count.
-    pub loss: Option<f64>,
-    /// Suite of the session.
-    pub suite: Option<Suite>,
-    /// When the keys in use were made.
-    pub keyed: Option<Time>,
-    /// Rekeys with it since this process began; and of those, how many both sides had started at once.
-    pub rekeys: (u64, u64),
-    /// When it was last heard.
-    pub last_rx: Option<Time>,
-    /// Largest datagram to it, bytes.
-    pub mtu: usize,
-    /// Seconds that its clock is ahead of ours.
-    pub skew: Option<i64>,
-}
 
 /// Most peers that are tracked; a network may be larger, this node then talks to that many.
 const MAX_PEERS: usize = 4096;

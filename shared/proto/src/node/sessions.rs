@@ -12,7 +12,7 @@ use crate::handshake::{
 use crate::lane::{RxLane, TxLane};
 use crate::snapshot::{Install, PeerId, Route, SessionId, THREADS};
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::control::{CHUNK, Control};
+use shadowmesh_wire::control::Control;
 use shadowmesh_wire::data::{Kind, Ping, Report};
 use shadowmesh_wire::handshake::{Established, LANES, Sid};
 use std::time::Duration;
@@ -355,12 +355,11 @@ impl Node {
         if self.peers[p as usize].sending.is_some() {
             // Its last words are the proof: of five packets that may be lost, since nothing that it asks is answered any
             // more. Who misses one hears it when it comes back. [P-FAREWELL]
-            if let Some(tombstone) = self.roster.ending(&self.peers[p as usize].node).cloned() {
-                let (id, bytes) = (tombstone.id(), tombstone.bytes());
+            if let Some(id) =
+                self.roster.ending(&self.peers[p as usize].node).map(shadowmesh_identity::Fact::id)
+            {
                 self.send_control(p, &Control::Have(vec![id]));
-                for chunk in 0..bytes.len().div_ceil(CHUNK) as u16 {
-                    self.send_control(p, &crate::pull::serve(Some(bytes), id, chunk));
-                }
+                self.send_chunks(p, &id);
             }
             let text = why.chars().take(shadowmesh_wire::control::MAX_TEXT).collect();
             self.send_control(p, &Control::Refused(text));
@@ -453,6 +452,7 @@ impl Node {
                 let rtt = now.since(Time(ping.stamp));
                 let peer = &mut self.peers[p as usize];
                 peer.rtt = Some(rtt);
+                peer.puller.measured(rtt);
                 if ping.id != 0 {
                     let node = peer.node;
                     self.events.push_back(Event::Pong { peer: node, id: ping.id, rtt, source: plain.source });
@@ -464,7 +464,9 @@ impl Node {
                 if report.echo != 0 {
                     let rtt = now.micros32().wrapping_sub(report.echo).wrapping_sub(report.held);
                     if rtt < 60_000_000 {
-                        peer.rtt = Some(Duration::from_micros(u64::from(rtt)));
+                        let rtt = Duration::from_micros(u64::from(rtt));
+                        peer.rtt = Some(rtt);
+                        peer.puller.measured(rtt);
                     }
                 }
                 peer.last_active = now;

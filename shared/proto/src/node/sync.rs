@@ -13,12 +13,14 @@ use shadowmesh_identity::chain::{Chain, ChainError};
 use shadowmesh_identity::roster::Merge;
 use shadowmesh_identity::{Fact, NodeId, Verified};
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::control::{BUCKETS, Control, MAX_HASHES};
+use shadowmesh_wire::control::{BUCKETS, CHUNK, Control, MAX_HASHES};
 use shadowmesh_wire::handshake::Sid;
 use std::time::Duration;
 
 /// Between repeats of a tombstone that a peer has not shown to have.
-const TELL_REPEAT: Duration = Duration::from_millis(500);
+const TELL_REPEAT: Duration = Duration::from_millis(200);
+/// Peers that are sent a tombstone whole: five packets that need no question. The others are told its hash.
+const SENT_WHOLE: usize = 64;
 /// Jobs under way at once; past it nothing new is taken on.
 const MAX_JOBS: usize = 256;
 /// Seconds of the week that neighbours are drawn for.
@@ -167,10 +169,15 @@ impl Node {
         let (tell, wait) = tell.into_iter().partition(may);
         self.untellable = wait;
         // Everyone who is reachable hears of it at once. [P-PUSH]
+        let mut whole = 0;
         if !tell.is_empty() {
             for p in 0..self.peers.len() as PeerId {
                 if Some(p) != from && self.peers[p as usize].sending.is_some() {
                     self.send_control(p, &Control::Have(tell.clone()));
+                    if ends && whole < SENT_WHOLE {
+                        whole += 1;
+                        self.send_chunks(p, &id);
+                    }
                     let peer = &mut self.peers[p as usize];
                     // Somebody's end is said until it is heard, however the network is. [P-PUSH]
                     if ends && peer.untold.len() < MAX_HASHES {
@@ -183,6 +190,14 @@ impl Node {
         // What waited for this one's signer.
         for ready in self.roster.ready() {
             self.check_fact(ready, None);
+        }
+    }
+
+    /// All of a fact, behind its hash, without being asked.
+    pub(super) fn send_chunks(&mut self, p: PeerId, id: &Hash) {
+        let Some(fact) = self.roster.get(id).cloned() else { return };
+        for chunk in 0..fact.bytes().len().div_ceil(CHUNK) as u16 {
+            self.send_control(p, &serve(Some(fact.bytes()), *id, chunk));
         }
     }
 
