@@ -51,13 +51,14 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 mutants: ## mutants of the core that the simulator must catch
 	tests/mutants/run
 
-bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, a thousand clients (root)
+bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
 	@mkdir -p target/measured
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bench
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-load
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-rekey
 	target/release/handshake-cost --report target/measured/bench-handshake.json
-	scripts/measured target/measured/bench.json target/measured/bench-load.json target/measured/bench-handshake.json
+	scripts/measured target/measured/bench.json target/measured/bench-load.json target/measured/bench-rekey.json target/measured/bench-handshake.json
 
 hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SECONDS=60 with and without (root, two cores)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins

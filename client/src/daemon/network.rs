@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 /// Frames that wait in the kernel for us.
-const TXQUEUELEN: u32 = 64;
+const TXQUEUELEN: u32 = 128;
 
 /// Seconds before a certificate's end from which on that is said.
 const WARN_AHEAD: u64 = 45 * DAY;

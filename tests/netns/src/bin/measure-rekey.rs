@@ -14,7 +14,14 @@ fn main() {
     let line = Profile { delay: Duration::from_millis(20), limit: 1_000_000, ..Profile::default() };
     let mut e = Evening::with_line("rekey", &["near", "far"], line);
     e.network("home");
-    let best = lossless(&e);
+    let mut best = lossless(&e);
+    // What ten seconds allow, a minute may not: somebody else's moment on a core is enough.
+    while let s = send(&e, best, seconds)
+        && s.lost > 0
+    {
+        println!("{best:.0} a second for {seconds} s: {s:?}");
+        best *= 0.85;
+    }
     measured.line("6-lossless", "datagrams of 1000 B a second without loss, no rekey", best, "/s", "", true);
     for both in [false, true] {
         rekey_every_two_seconds(&mut e, both);
