@@ -17,6 +17,7 @@ use crate::state::{self, State};
 use network::{Network, Wanted};
 use shadowmesh_control::{Exit, NetworkStatus, Problem, Status, rfc3339};
 use shadowmesh_host::clock::Clock;
+use shadowmesh_host::memory::forget_text;
 use shadowmesh_host::netlink::Netlink;
 use shadowmesh_host::privilege::{self, DropOptions};
 use shadowmesh_host::service::{Notice, notify};
@@ -30,10 +31,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, mpsc};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// Addresses are compared with the machine's routes so often, and what does not run is tried again.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// A network that is up has made its first sessions by then, and needs no more of what starting did.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// The running daemon.
 pub struct Daemon {
@@ -200,6 +203,12 @@ impl Daemon {
             network = %name, interface = %network.config.interface, node = %network.node.short(),
             listen = ?network.listen, "network is up"
         );
+        tokio::spawn(async {
+            tokio::time::sleep(SETTLED).await;
+            if let Err(e) = forget_text() {
+                debug!("what was needed to start could not be given back: {e}");
+            }
+        });
     }
 
     /// Opens a network that is stored, and starts it.

@@ -4,15 +4,15 @@ use shadowmesh_crypto::kdf::{ct_eq, mac8};
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_proto::Time;
 use shadowmesh_proto::lane::{RxLane, TxLane};
+use shadowmesh_proto::window::ReplayWindow;
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Hash;
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, THREADS};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// Counters that the window of one sending thread spans.
-pub(crate) const WINDOW: u64 = 1024;
-const WORDS: usize = (WINDOW / 64) as usize;
+/// Replay window of one sending thread: 1,024 counters, 136 bytes, made on first use.
+type Window = ReplayWindow<16>;
 /// Between challenges to a client that seems to have moved.
 const CHALLENGE_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer to one is waited for.
@@ -169,51 +169,6 @@ impl Client {
     }
 }
 
-/// Sliding window over one thread's counters (RFC 6479). 136 bytes, made on first use.
-#[derive(Debug, Default)]
-pub(crate) struct Window {
-    /// One past the highest counter accepted.
-    next: u64,
-    words: [u64; WORDS],
-}
-
-impl Window {
-    pub fn check(&self, counter: u64) -> Result<(), DropReason> {
-        if counter >= self.next {
-            return Ok(());
-        }
-        if self.next - counter > WINDOW - 64 {
-            return Err(DropReason::TooOld);
-        }
-        if self.words[Self::word(counter)] >> (counter % 64) & 1 == 1 {
-            return Err(DropReason::Replayed);
-        }
-        Ok(())
-    }
-
-    /// `counter` is below `u64::MAX`, and was checked.
-    pub fn accept(&mut self, counter: u64) {
-        if counter >= self.next {
-            // Words entered for the first time are cleared; at most all of them.
-            let old = if self.next == 0 { 0 } else { (self.next - 1) / 64 + 1 };
-            let new = counter / 64;
-            if new >= old.saturating_add(WORDS as u64) {
-                self.words.fill(0);
-            } else {
-                for w in old..=new {
-                    self.words[(w % WORDS as u64) as usize] = 0;
-                }
-            }
-            self.next = counter + 1;
-        }
-        self.words[Self::word(counter)] |= 1 << (counter % 64);
-    }
-
-    fn word(counter: u64) -> usize {
-        (counter / 64 % WORDS as u64) as usize
-    }
-}
-
 /// A token bucket of bytes; a quarter of a second's worth may come at once, and at least 64 KiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bucket {
@@ -262,43 +217,6 @@ pub(crate) fn prefix(address: &SocketAddr) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashSet;
-
-    proptest! {
-        /// Against a set of everything seen. [P-RELAY-MAC]
-        #[test]
-        fn window_is_a_set(jumps in prop::collection::vec((0u64..3000, any::<bool>()), 1..300), base: u32) {
-            let (mut w, mut seen, mut top) = (Window::default(), HashSet::new(), u64::from(base));
-            for (jump, forward) in jumps {
-                let c = if forward { top + jump } else { top.saturating_sub(jump % 1200) };
-                let expect = if seen.contains(&c) && (top + 1) - c <= WINDOW - 64 {
-                    Err(DropReason::Replayed)
-                } else if !seen.is_empty() && c <= top && (top + 1) - c > WINDOW - 64 {
-                    Err(DropReason::TooOld)
-                } else {
-                    Ok(())
-                };
-                if seen.is_empty() {
-                    top = c;
-                }
-                prop_assert_eq!(w.check(c), expect);
-                if expect.is_ok() {
-                    w.accept(c);
-                    seen.insert(c);
-                    top = top.max(c);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_end_of_the_counters_is_no_overflow() {
-        let mut w = Window::default();
-        w.accept(u64::MAX - 1);
-        assert_eq!(w.check(u64::MAX - 1), Err(DropReason::Replayed));
-        assert_eq!(w.check(5), Err(DropReason::TooOld));
-    }
 
     #[test]
     fn a_bucket_holds_what_comes_at_once_and_fills() {

@@ -521,3 +521,20 @@ fn leaves_are_renewed() {
     }
     assert!((4..20).contains(&(t.saves - first)), "{} saves", t.saves - first);
 }
+
+/// All of a relay's clients come in one moment when it has been restarted: none is refused, the first time (each is asked
+/// for its key) or again. [P-ORDER]
+#[test]
+fn a_thousand_come_at_once() {
+    let mut t = Table::new(Config::default());
+    let (_, p) = t.network(1, 1000);
+    assert_eq!((t.drops(DropReason::OverLimit), t.drops(DropReason::RateLimited)), (0, 0));
+    t.restart();
+    let others: Vec<u64> = p.iter().map(|c| t.handle(*c)).collect();
+    for (c, to) in p.iter().zip(others.iter().rev()) {
+        t.send(*c, *to, b"anybody there?");
+    }
+    t.run(Duration::from_secs(2));
+    assert_eq!((t.drops(DropReason::OverLimit), t.drops(DropReason::RateLimited)), (0, 0));
+    assert_eq!(t.relay.clients().0, 1000);
+}

@@ -14,11 +14,13 @@
 //! | [`store`] | files that survive a crash at any moment |
 //! | [`peercred`] | who is at the other end of a Unix socket |
 //! | [`service`] | telling the service manager |
+//! | [`memory`] | giving back what was needed only to start |
 //!
 //! `clock`, `tap`, `udp` and `wake` are for the packet loop, a plain thread, and never block except in
 //! [`wake::Poller::wait`]; `netlink` is for the control plane, on tokio.
 
 pub mod clock;
+pub mod memory;
 pub mod netlink;
 pub mod peercred;
 pub mod privilege;

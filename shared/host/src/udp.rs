@@ -288,7 +288,8 @@ fn open(address: SocketAddr) -> Result<Socket, UdpError> {
 }
 
 fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
-    // Bound without sharing, so that a port that is in use is found out; opened for sharing only then.
+    // Bound without sharing, so that a port that is in use is found out; opened for sharing only then, which lets nobody in
+    // but programs of the same user (socket(7)).
     let strangers = bound(address, false)?;
     let name: SockaddrStorage = getsockname(strangers.as_raw_fd())?;
     let local = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {

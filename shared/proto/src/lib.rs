@@ -21,6 +21,7 @@ mod rng;
 mod sealer;
 mod snapshot;
 mod time;
+pub mod window;
 mod work;
 
 pub use endpoint::Endpoint;

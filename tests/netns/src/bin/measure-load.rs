@@ -10,7 +10,7 @@
 use shadowmesh_host::clock::Clock;
 use shadowmesh_identity::RelayUrl;
 use shadowmesh_netns_tests::{
-    Host, Lab, Measured, cpu, make_relay, metrics, rss, spawn_relay, wait_for_relay, wait_until,
+    Host, Lab, Measured, cpu, make_relay, metrics, rss, spawn_relay, wait_for_relay,
 };
 use shadowmesh_proto::handshake::Credential;
 use shadowmesh_test_clients::{Clients, pseudonym};
@@ -284,7 +284,6 @@ impl Crowd {
 
     /// The relay has died and runs again: all come back, when they are told by RESET.
     fn come_back(&mut self, vps: &Host, relay: u32, refused_before: f64, measured: &mut Measured) {
-        let http = || std::panic::catch_unwind(|| metrics(vps, HTTP)).ok();
         wait_for_relay(vps);
         let ups: Vec<u32> = self.clients.all.iter().map(|c| c.ups).collect();
         let began = self.clock.now();
@@ -308,7 +307,7 @@ impl Crowd {
         };
         let resets = self.clients.all.iter().filter(|c| c.resets > 0).count();
         let handles: Vec<u64> = self.clients.all.iter().map(|c| c.grant.map_or(0, |g| g.handle)).collect();
-        let after = wait_until("the relay's metrics", Duration::from_secs(5), http);
+        let after = metrics(vps, HTTP);
         println!("all back in {back:?}, {resets} by RESET, CPU {:?}; {}", cpu(relay), said(&after));
         let same = handles == self.handles;
         let seconds = back.as_secs_f64();
