@@ -126,3 +126,38 @@ impl RxLane {
         Ok((kind, DATA_HEADER + 1..len - DATA_TAG))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shadowmesh_crypto::Secret;
+    use shadowmesh_crypto::aead::Suite;
+
+    fn key() -> Key {
+        Key::new(Suite::ChaCha20Poly1305, &Secret::new([7; 32]))
+    }
+
+    /// A key seals its last packet and none after it; a receiver takes none beyond, and drops a key that too much was
+    /// tried against. [P-LIMIT]
+    #[test]
+    fn a_key_has_an_end() {
+        let (mut tx, mut rx) = (TxLane::new(16, key()), RxLane::new(key()));
+        tx.counter = MAX_PACKETS - 1;
+        let mut last = tx.seal(Kind::Ping, &[1; 16]).unwrap();
+        assert_eq!(tx.seal(Kind::Ping, &[1; 16]), Err(DropReason::KeyExpired));
+        assert_eq!(rx.open_in_place(Time(0), &mut last).map(|o| o.0), Ok(Kind::Ping));
+
+        // One that would not stop.
+        tx.counter = 0;
+        let mut beyond = tx.seal(Kind::Ping, &[1; 16]).unwrap();
+        beyond[4..12].copy_from_slice(&MAX_PACKETS.to_be_bytes());
+        assert_eq!(rx.open_in_place(Time(0), &mut beyond), Err(DropReason::KeyExpired));
+
+        let mut rx = RxLane { failed: MAX_FAILED_OPENS - 1, ..RxLane::new(key()) };
+        let good = tx.seal(Kind::Ping, &[1; 16]).unwrap();
+        let mut bad = good.clone();
+        bad[20] ^= 1;
+        assert_eq!(rx.open_in_place(Time(0), &mut bad), Err(DropReason::BadTag));
+        assert_eq!(rx.open_in_place(Time(0), &mut good.clone()), Err(DropReason::KeyExpired));
+    }
+}
