@@ -12,6 +12,7 @@ mod answer;
 mod aside;
 mod driver;
 mod farewell;
+mod heard;
 mod own;
 mod peer;
 mod rekey;
