@@ -169,6 +169,9 @@ pub fn problem(error: &JoinError) -> Problem {
         JoinError::Revoked(_) => {
             Problem::new(Exit::Refused, what).fix("Ask an admin for a new invite:  shadowmesh invite <name>")
         }
+        JoinError::Clock { .. } => {
+            Problem::failed(what).fix("Set the clock, then do this again:  timedatectl set-ntp true")
+        }
         JoinError::Refused(_) => Problem::new(Exit::Refused, what),
         JoinError::BadBundle(_) => Problem::failed(what),
     }

@@ -2,7 +2,7 @@
 
 mod change;
 mod logs;
-mod print;
+pub(crate) mod print;
 mod settings;
 mod show;
 mod start;

@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 const LIFETIME: u64 = 365 * DAY;
 /// The first session with the inviter is waited for that long; it may come later.
 const FIRST_PEER: Duration = Duration::from_secs(5);
+/// Seconds that this machine's clock may be behind before it is worth a word.
+const SKEW: i64 = 300;
 
 /// So often a machine may have been revoked in one network.
 const MAX_INCARNATION: u32 = 100;
@@ -196,6 +198,12 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
     let inviter = certificate(joined.inviter).map_or_else(|| joined.inviter.short(), |c| c.name.to_string());
     let device = certificate(node).map_or(device, |c| c.name.clone());
     step(&lines, "invite", format!("{name}, from {inviter}")).await;
+    if joined.skew > SKEW {
+        let behind = crate::cli::print::age(joined.skew as f64);
+        let text =
+            format!("this machine's clock is {behind} behind {inviter}'s; set it:  timedatectl set-ntp true");
+        step(&lines, "warning", text).await;
+    }
     step(&lines, "certificate", "verified (ML-DSA-87 + Ed25519)".into()).await;
     step(&lines, "identity", format!("{device}  {}", node.short())).await;
     let meta = Meta { incarnation, device: device.to_string(), port: 0, up: true, root: None };

@@ -43,9 +43,9 @@ pub enum ChainError {
     /// The facts are not the ones a chain has, or do not belong together.
     #[error("the certificates are not a chain: {0}")]
     Broken(&'static str),
-    /// A certificate or leaf is not valid now.
-    #[error("{0} is not valid at this time")]
-    NotCurrent(&'static str),
+    /// A certificate or leaf had ended before now. (One that has not begun is taken: [`crate::Leaf::is_over`].)
+    #[error("{0} ended at {1} (unix seconds)")]
+    Ended(&'static str, u64),
 }
 
 impl From<ParseError> for ChainError {
@@ -111,7 +111,7 @@ pub fn verify_chain(genesis: &Genesis, bytes: &[u8], now: u64) -> Result<Chain, 
                 return Err(ChainError::Broken("the issuer may not have signed this certificate"));
             }
             if fact.issued() >= admin.not_after {
-                return Err(ChainError::NotCurrent("the issuer's certificate"));
+                return Err(ChainError::Ended("the issuer's certificate", admin.not_after));
             }
         }
         _ if fact.signer() != root => return Err(ChainError::Broken("the issuer's is missing")),
@@ -120,15 +120,15 @@ pub fn verify_chain(genesis: &Genesis, bytes: &[u8], now: u64) -> Result<Chain, 
     if fact.subject() == root {
         return Err(ChainError::Broken("one is about the root key"));
     }
-    if !(body.not_before..body.not_after).contains(&now) {
-        return Err(ChainError::NotCurrent("the certificate"));
+    if now >= body.not_after {
+        return Err(ChainError::Ended("the certificate", body.not_after));
     }
     if let Some(leaf) = &leaf {
         if leaf.subject() != fact.subject() {
             return Err(ChainError::Broken("the leaf is another node's"));
         }
-        if !leaf.leaf().is_some_and(|leaf| leaf.is_current(now)) {
-            return Err(ChainError::NotCurrent("the leaf"));
+        if let Some(leaf) = leaf.leaf().filter(|l| l.is_over(now)) {
+            return Err(ChainError::Ended("the leaf", leaf.not_after));
         }
     }
 
@@ -142,7 +142,7 @@ pub fn verify_chain(genesis: &Genesis, bytes: &[u8], now: u64) -> Result<Chain, 
 }
 
 /// Checks what a relay shows of itself: that the key is the one its NodeId stands for, and signed a leaf that is
-/// valid now.
+/// not over.
 ///
 /// # Errors
 ///
@@ -157,8 +157,10 @@ pub fn verify_relay_leaf(relay: &NodeId, key: &[u8], leaf: &[u8], now: u64) -> R
     if fact.kind() != Kind::RelayLeaf || fact.subject() != *relay {
         return Err(ChainError::Broken("the leaf is not the relay's"));
     }
-    if !fact.leaf().is_some_and(|leaf| leaf.is_current(now)) {
-        return Err(ChainError::NotCurrent("the relay's leaf"));
+    let fact = fact.verify(&key)?;
+    // Last: that it ended is told to people, so it has to be true.
+    match fact.fact().leaf().filter(|l| l.is_over(now)) {
+        Some(leaf) => Err(ChainError::Ended("the relay's leaf", leaf.not_after)),
+        None => Ok(fact),
     }
-    Ok(fact.verify(&key)?)
 }

@@ -37,7 +37,8 @@ pub struct WorkDone {
 pub(crate) enum Outcome {
     Fact(Result<Verified, FactError>),
     Chain(Box<Result<Chain, ChainError>>),
-    RelayLeaf(Option<Box<ResponderLeaf>>),
+    /// `Err(Some(t))`: it is the relay's, and ended at `t` (unix seconds).
+    RelayLeaf(Result<Box<ResponderLeaf>, Option<u64>>),
     Claim(Option<Box<Claim>>),
     Inviter(Option<Box<(Genesis, Chain, ResponderLeaf)>>),
     /// Facts to keep, or why not.
@@ -75,11 +76,15 @@ impl Work {
 }
 
 /// A relay's bundle: its identity key, then its leaf.
-fn relay_leaf(relay: &NodeId, bundle: &[u8], now: u64) -> Option<ResponderLeaf> {
-    let (key, leaf) = bundle.split_at_checked(sign::PUBLIC_KEY_LEN)?;
-    let verified = verify_relay_leaf(relay, key, leaf, now).ok()?;
+fn relay_leaf(relay: &NodeId, bundle: &[u8], now: u64) -> Result<ResponderLeaf, Option<u64>> {
+    let (key, leaf) = bundle.split_at_checked(sign::PUBLIC_KEY_LEN).ok_or(None)?;
+    let verified = verify_relay_leaf(relay, key, leaf, now).map_err(|e| match e {
+        ChainError::Ended(_, at) => Some(at),
+        _ => None,
+    })?;
     let fact = verified.fact();
-    Some(ResponderLeaf { node: relay.0, hash: fact.id(), key: (*fact.leaf()?.key).clone() })
+    let leaf = fact.leaf().ok_or(None)?;
+    Ok(ResponderLeaf { node: relay.0, hash: fact.id(), key: (*leaf.key).clone() })
 }
 
 /// An inviter's bundle: genesis behind its length, then its chain. The network is the one that the invite names, or

@@ -40,6 +40,11 @@ fn identity(n: u8, invite: &Invite) -> Arc<SigningKey> {
 }
 
 fn begin(w: &mut World, n: u8, invite: Invite) -> (usize, Arc<SigningKey>) {
+    begin_at(w, n, invite, EPOCH)
+}
+
+/// The joiner's clock stands at `unix`.
+fn begin_at(w: &mut World, n: u8, invite: Invite, unix: u64) -> (usize, Arc<SigningKey>) {
     let identity = identity(n, &invite);
     let relays = invite.relays.iter().map(|m| (m.relay, relay_address())).collect();
     let config = JoinConfig {
@@ -50,7 +55,7 @@ fn begin(w: &mut World, n: u8, invite: Invite) -> (usize, Arc<SigningKey>) {
         suites: vec![Suite::ChaCha20Poly1305],
     };
     let seed = w.rng.bytes();
-    let joiner = Joiner::new(config, w.now, EPOCH, seed);
+    let joiner = Joiner::new(config, w.now, unix, seed);
     (w.join(joiner), identity)
 }
 
@@ -223,4 +228,30 @@ fn a_revoked_identity_does_not_come_back() {
     // The invite is not used up by asking.
     let (j, _) = begin(&mut w, 2, again);
     finish(&mut w, j, Duration::from_secs(31)).expect("another identity");
+}
+
+/// A machine without a clock joins, and hears how far it is behind; one whose clock is so far ahead that all looks expired
+/// hears that, instead of a relay that does not answer.
+#[test]
+fn wrong_clocks() {
+    let mut w = world(31, Weather::CALM);
+    let i = invite(&mut w, EPOCH + DAY);
+    let (j, identity) = begin_at(&mut w, 1, i, 86_400);
+    let joined = finish(&mut w, j, Duration::from_secs(10)).expect("a slow clock joins");
+    assert!(joined.skew > 365 * DAY as i64, "{}", joined.skew);
+    let n = w.enter_joined(identity, joined.facts);
+    w.run(Duration::from_secs(3));
+    let sent = w.send(n, 0, 100);
+    w.run(Duration::from_secs(3));
+    assert!(w.judge.arrived(sent), "{}", w.drops());
+
+    let i = invite(&mut w, EPOCH + DAY);
+    let ours = EPOCH + 30 * DAY;
+    let (j, _) = begin_at(&mut w, 2, i, ours);
+    match finish(&mut w, j, Duration::from_secs(3)) {
+        Err(JoinError::Clock { ours: said, ended }) => {
+            assert!(said >= ours && ended > EPOCH && ended < EPOCH + 8 * DAY, "{said} {ended}");
+        }
+        other => panic!("{:?}", other.map(|j| j.inviter)),
+    }
 }

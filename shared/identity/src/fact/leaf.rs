@@ -50,6 +50,12 @@ impl Leaf {
         (self.not_before..self.not_after).contains(&now)
     }
 
+    /// Whether it ended at `now` (unix seconds) or before. Others' leaves are refused by this alone: who signed one decided
+    /// when it begins, and a machine whose clock is behind must not be kept out by that.
+    pub fn is_over(&self, now: u64) -> bool {
+        now >= self.not_after
+    }
+
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, ParseError> {
         let key = kem::PublicKey::parse(reader.take(kem::PUBLIC_KEY_LEN)?)
             .map_err(|_| ParseError::Invalid("a leaf's key is not canonical"))?;

@@ -63,6 +63,8 @@ pub struct Joined {
     pub facts: Vec<Vec<u8>>,
     /// Who let it in.
     pub inviter: NodeId,
+    /// Seconds that the inviter's clock is ahead of this one.
+    pub skew: i64,
 }
 
 struct Talk {
@@ -88,6 +90,7 @@ pub struct Joiner {
     opening: Option<Initiator>,
     inviter: Option<(Genesis, NodeId)>,
     talk: Option<Talk>,
+    skew: i64,
     verifying: bool,
     repeat_at: Time,
     unknown_since: Option<Time>,
@@ -114,6 +117,7 @@ impl Joiner {
             opening: None,
             inviter: None,
             talk: None,
+            skew: 0,
             verifying: false,
             repeat_at: now,
             unknown_since: None,
@@ -166,7 +170,7 @@ impl Joiner {
                 Outcome::Inviter(None) => self.end(Err(JoinError::NotTheInviter)),
                 Outcome::JoinBundle(Ok(facts)) => {
                     if let Some((genesis, inviter)) = self.inviter.clone() {
-                        self.end(Ok(Joined { genesis, facts, inviter }));
+                        self.end(Ok(Joined { genesis, facts, inviter, skew: self.skew }));
                     }
                 }
                 Outcome::JoinBundle(Err(why)) => self.end(Err(JoinError::BadBundle(why))),
@@ -275,6 +279,7 @@ impl Joiner {
     }
 
     fn begin(&mut self, now: Time, f: crate::handshake::Finished) -> Result<(), DropReason> {
+        self.skew = f.established.wall as i64 - self.relay.now_unix(now) as i64;
         let network = self.config.invite.network;
         let claim = Claim::sign(&self.config.identity, network, self.config.name.clone(), &f.keys.h2)
             .map_err(|_| DropReason::BadHandshake)?;
@@ -400,6 +405,9 @@ impl Joiner {
             let suites = self.config.suites.clone();
             let unix = self.unix;
             self.relay = AtRelay::new(relay, address, suites, now, unix);
+        }
+        if let (None, Some(e)) = (self.owner, self.relay.clock_error(now)) {
+            self.end(Err(e));
         }
         if now >= self.ends {
             let e = if self.owner.is_none() { JoinError::NoRelay } else { JoinError::Timeout };

@@ -60,6 +60,16 @@ pub enum JoinError {
     /// What the inviter sent does not hold.
     #[error("what the inviter sent cannot be used: {0}")]
     BadBundle(&'static str),
+    /// By this machine's clock, the relay's leaf is over.
+    #[error(
+        "this machine's clock is ahead: it stands at {ours} (unix seconds), and the relay's key of this week ended at {ended} (unix seconds)"
+    )]
+    Clock {
+        /// Unix seconds.
+        ours: u64,
+        /// Unix seconds.
+        ended: u64,
+    },
     /// It took too long.
     #[error("the inviter stopped answering")]
     Timeout,
@@ -75,6 +85,8 @@ pub(crate) struct AtRelay {
     work: VecDeque<Work>,
     next_job: u64,
     failures: u32,
+    /// Its leaf ended then, by this clock.
+    ended: Option<u64>,
 }
 
 /// What the relay session tells.
@@ -98,11 +110,17 @@ impl AtRelay {
             work: VecDeque::new(),
             next_job: 0,
             failures: 0,
+            ended: None,
         }
     }
 
     pub fn now_unix(&self, now: Time) -> u64 {
         self.unix + now.since(self.started).as_secs()
+    }
+
+    /// This clock must be ahead of the relay's.
+    pub fn clock_error(&self, now: Time) -> Option<JoinError> {
+        Some(JoinError::Clock { ours: self.now_unix(now), ended: self.ended? })
     }
 
     /// Openings that have failed.
@@ -128,7 +146,10 @@ impl AtRelay {
     pub fn handle_work(&mut self, now: Time, done: WorkDone, rng: &mut Rng) -> Option<Outcome> {
         match done.outcome {
             Outcome::RelayLeaf(leaf) => {
-                self.link.set_leaf(now, leaf.map(|l| *l), rng);
+                if let Err(Some(at)) = leaf {
+                    self.ended = Some(at);
+                }
+                self.link.set_leaf(now, leaf.ok().map(|l| *l), rng);
                 None
             }
             other => Some(other),

@@ -106,6 +106,9 @@ impl Registrar {
             let (token, owner, access) = (self.token, *self.owner.expose(), *self.access.expose());
             self.relay.send_control(&Control::Register { token, owner, access });
         }
+        if let (None, Some(e)) = (&self.outcome, self.relay.clock_error(now)) {
+            self.outcome = Some(Err(e));
+        }
         if now >= self.ends && self.outcome.is_none() {
             self.outcome = Some(Err(JoinError::NoRelay));
         }

@@ -93,7 +93,7 @@ impl Node {
             (Pending::PeerLeaf(p), Outcome::Chain(chain)) => self.leaf_checked(now, p, *chain),
             (Pending::Claim(session), Outcome::Claim(claim)) => self.claim_checked(now, session, claim),
             (Pending::RelayLeaf(link), Outcome::RelayLeaf(leaf)) => {
-                self.relay_leaf_checked(now, link, leaf.map(|l| *l))
+                self.relay_leaf_checked(now, link, leaf.ok().map(|l| *l))
             }
             _ => {}
         }
