@@ -47,7 +47,7 @@ MUTANTS = [
         (P + "opener.rs", "let key = (peer, header.id);", "let key = (peer, header.id & !1);"),
     ]),
     ("path-by-any-packet", "a packet's source moves the path, unproved", [
-        (P + "node/sessions.rs", "        self.heard_from(now, p);\n        let id = plain.session;",
+        (P + "node/heard.rs", "        self.heard_from(now, p);\n        let id = plain.session;",
          "        self.heard_from(now, p);\n        self.peers[p as usize].route = Some(plain.source.route());\n        self.dirty = true;\n        let id = plain.session;"),
     ]),
     ("payload-in-clear", "the kind says sealed, the bytes are not", [
