@@ -265,6 +265,8 @@ impl World {
 
     /// `kill -9`, then a start from what was stored.
     pub fn restart(&mut self, n: usize) {
+        // The new process may draw an index that the old one had; its keys are others.
+        self.seen.clear();
         let facts = self.nodes[n].stored_facts.clone();
         let keys = std::mem::take(&mut self.nodes[n].stored_keys);
         let endpoint = self.start(n, facts, keys);
@@ -439,7 +441,8 @@ impl World {
             };
             assert!(
                 self.seen.insert((to, slot, header.index, header.counter)),
-                "I5: an index and counter used twice"
+                "I5: an index and counter used twice: {from} -> {to} {}",
+                told(bytes)
             );
         }
     }

@@ -157,7 +157,7 @@ impl Node {
         if unconfirmed >= 3 {
             return Err(DropReason::OverLimit);
         }
-        let rx = self.fresh_indexes();
+        let rx = self.indexes.fresh(&mut self.rng);
         let established = Established {
             sid_r: self.rng.bytes(),
             generation: self.peers[p as usize].generation,
@@ -173,9 +173,7 @@ impl Node {
         let (packets, keys) = match finished {
             Ok(x) => x,
             Err(e) => {
-                for index in rx {
-                    self.indexes.remove(&index);
-                }
+                self.indexes.free(&rx);
                 return Err(e);
             }
         };

@@ -60,7 +60,7 @@ impl Node {
         identity: &[&[u8]],
     ) -> Result<Aside, DropReason> {
         let source = opened.source;
-        let rx = self.fresh_indexes();
+        let rx = self.indexes.fresh(&mut self.rng);
         let established = Established {
             sid_r: self.rng.bytes(),
             generation: 0,
@@ -74,16 +74,13 @@ impl Node {
         let (packets, keys) = match finished {
             Ok(x) => x,
             Err(e) => {
-                for index in rx {
-                    self.indexes.remove(&index);
-                }
+                self.indexes.free(&rx);
                 return Err(e);
             }
         };
         let session = self.next_session;
         self.next_session += 1;
         for (lane, index) in rx.iter().enumerate() {
-            self.indexes.insert(*index, session);
             let keys = RxLane::new(keys.receive_lane(lane as u8));
             self.install(Install::Rx { index: *index, lane: lane as u8, session, peer: ASIDE, keys });
         }
@@ -96,8 +93,8 @@ impl Node {
 
     /// Its end.
     pub(super) fn close_aside(&mut self, aside: &Aside) {
+        self.indexes.free(&aside.rx);
         for index in aside.rx {
-            self.indexes.remove(&index);
             self.install(Install::RetireRx { index });
         }
     }

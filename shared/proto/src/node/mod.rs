@@ -13,6 +13,7 @@ mod aside;
 mod driver;
 mod farewell;
 mod heard;
+mod indexes;
 mod own;
 mod peer;
 mod rekey;
@@ -29,6 +30,7 @@ use crate::handshake::{Bounds, Credential, Responder, Source};
 use crate::snapshot::{Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
 use crate::work::{Work, WorkDone};
 use crate::{LaneStats, Rng, Sealer, Time};
+use indexes::Indexes;
 use peer::Peer;
 use shadowmesh_crypto::Hash;
 use shadowmesh_crypto::kem;
@@ -65,7 +67,7 @@ pub struct Node {
     by_node: HashMap<NodeId, PeerId>,
     /// Every session's peer.
     sessions: HashMap<SessionId, PeerId>,
-    indexes: HashMap<u32, SessionId>,
+    indexes: Indexes,
     next_session: SessionId,
     next_lane: LaneId,
     /// The control half's own sealer, for thread 0.
@@ -136,7 +138,7 @@ impl Node {
             peers: vec![],
             by_node: HashMap::new(),
             sessions: HashMap::new(),
-            indexes: HashMap::new(),
+            indexes: Indexes::default(),
             next_session: 0,
             next_lane: 0,
             sealer: Sealer::new(0, fragment_id),

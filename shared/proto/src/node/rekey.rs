@@ -48,7 +48,7 @@ impl Node {
         };
         let Ok((rekey, body)) = Rekey::start(&parent, sid, &leaf, credential) else { return };
         let pieces = pieces(sid, &body, Control::RekeyResponse);
-        let rx = self.fresh_indexes();
+        let rx = self.indexes.fresh(&mut self.rng);
         for piece in &pieces {
             self.send_on(p, id, piece);
         }
@@ -105,7 +105,6 @@ impl Node {
         body: &[u8],
     ) -> Result<(), DropReason> {
         let (me, network) = (self.id, self.roster.network());
-        let rx = self.fresh_indexes();
         let (sid_r, wall) = (self.rng.bytes(), self.clock(now));
         let peer = &self.peers[p as usize];
         let s = peer.session(id).ok_or(DropReason::NoSession)?;
@@ -132,6 +131,7 @@ impl Node {
             return Ok(());
         };
         let rank = s.rank.of_rekey();
+        let rx = self.indexes.fresh(&mut self.rng);
         let established = Established {
             sid_r,
             generation: rank.generation,
@@ -141,7 +141,13 @@ impl Node {
             wall,
             relay: RelayGrant::default(),
         };
-        let (body, keys) = opened.finish(&parent, &leaf.key, &established)?;
+        let (body, keys) = match opened.finish(&parent, &leaf.key, &established) {
+            Ok(x) => x,
+            Err(e) => {
+                self.indexes.free(&rx);
+                return Err(e);
+            }
+        };
         self.add_session(now, p, Role::Responder, rank, keys, rx, sid_r);
         let answer = pieces(sid, &body, Control::RekeyEstablished);
         for piece in &answer {

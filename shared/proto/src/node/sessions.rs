@@ -136,7 +136,7 @@ impl Node {
         let peer = &mut self.peers[p as usize];
         peer.generation = peer.generation.max(f.established.generation).saturating_add(1);
         let rank = Rank { generation: peer.generation, depth: 0 };
-        let rx = self.fresh_indexes();
+        let rx = self.indexes.fresh(&mut self.rng);
         let id = self.add_session(now, p, Role::Initiator, rank, f.keys, rx, f.established.sid_r);
         let way = self.peers[p as usize].opening_route;
         if let Some(s) = self.peers[p as usize].session_mut(id) {
@@ -162,19 +162,6 @@ impl Node {
         self.send_on(p, id, &confirm);
     }
 
-    /// Eight indexes that nobody else here has. The low four bits name the opener that owns the lane: one, for now.
-    pub(super) fn fresh_indexes(&mut self) -> [u32; LANES] {
-        std::array::from_fn(|_| {
-            loop {
-                let index = (self.rng.u64() as u32) & shadowmesh_wire::data::MAX_INDEX & !15;
-                if let std::collections::hash_map::Entry::Vacant(v) = self.indexes.entry(index) {
-                    v.insert(SessionId::MAX);
-                    return index;
-                }
-            }
-        })
-    }
-
     /// A session whose keys are made: it receives from now on.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn add_session(
@@ -191,7 +178,6 @@ impl Node {
         self.next_session += 1;
         for (lane, index) in rx.iter().enumerate() {
             let lane = lane as u8;
-            self.indexes.insert(*index, id);
             self.install(Install::Rx {
                 index: *index,
                 lane,
@@ -270,12 +256,10 @@ impl Node {
         }
         self.sessions.remove(&id);
         if let Some(r) = &s.rekey_out {
-            for index in r.rx {
-                self.indexes.remove(&index);
-            }
+            self.indexes.free(&r.rx);
         }
+        self.indexes.free(&s.rx);
         for index in s.rx {
-            self.indexes.remove(&index);
             self.install(Install::RetireRx { index });
         }
         for (thread, lane) in s.tx.iter().flatten().enumerate() {
@@ -311,9 +295,7 @@ impl Node {
             loser.retire_at = Some(now + GRACE);
             loser.confirm = None;
             if let Some(r) = loser.rekey_out.take() {
-                for index in r.rx {
-                    self.indexes.remove(&index);
-                }
+                self.indexes.free(&r.rx);
             }
         }
         self.dirty = true;
