@@ -243,14 +243,13 @@ pub async fn leave(State(daemon): Shared, Path(name): Path<String>) -> Answer<se
     let _one_at_a_time = daemon.making.lock().await;
     let known = {
         let networks = daemon.networks.lock().await;
-        name.parse::<Name>().ok().filter(|n| networks.contains_key(n)).ok_or_else(|| no_network(&name))?
-    };
-    {
-        let networks = daemon.networks.lock().await;
-        if let Some(n) = networks.get(&known).filter(|n| n.why_revoked().is_some()) {
-            daemon.state.set_incarnation(&n.genesis.id(), n.meta.incarnation + 1)?;
+        let found = name.parse::<Name>().ok().and_then(|n| networks.get(&n).map(|network| (n, network)));
+        let (known, network) = found.ok_or_else(|| no_network(&name))?;
+        if network.why_revoked().is_some() {
+            daemon.state.set_incarnation(&network.genesis.id(), network.meta.incarnation + 1)?;
         }
-    }
+        known
+    };
     daemon.close(&known, "this machine has left it").await;
     daemon.state.remove_network(&known)?;
     daemon.networks.lock().await.remove(&known);

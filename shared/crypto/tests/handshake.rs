@@ -6,12 +6,7 @@
 
 mod common;
 
-use aes_gcm::{
-    Aes256Gcm, KeyInit,
-    aead::{Aead, Payload},
-};
-use chacha20poly1305::ChaCha20Poly1305;
-use common::{Kem, derive, encapsulate, hash};
+use common::{Kem, derive, encapsulate, hash, mac16, seal};
 use data_encoding::HEXLOWER;
 use serde_json::{Map, Value, json};
 
@@ -23,26 +18,6 @@ fn key(label: &str, salt: &[u8], ikm: &[&[u8]], context: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     derive(label, salt, ikm, context, &mut out);
     out
-}
-
-fn mac16(key: &[u8; 32], label: &str, parts: &[&[u8]]) -> [u8; 16] {
-    let mut bytes = format!("shadowmesh/1/{label}\0").into_bytes();
-    for part in parts {
-        bytes.extend((part.len() as u64).to_le_bytes());
-        bytes.extend(*part);
-    }
-    blake3::keyed_hash(key, &bytes).as_bytes()[..16].try_into().unwrap()
-}
-
-fn seal(suite: u8, key: &[u8; 32], counter: u64, aad: &[u8], msg: &[u8]) -> Vec<u8> {
-    let nonce = [&[0; 4][..], &counter.to_be_bytes()].concat();
-    let payload = Payload { msg, aad };
-    match suite {
-        AES => Aes256Gcm::new(key.into()).encrypt(&nonce.as_slice().try_into().unwrap(), payload).unwrap(),
-        _ => {
-            ChaCha20Poly1305::new(key.into()).encrypt(&nonce.as_slice().try_into().unwrap(), payload).unwrap()
-        }
-    }
 }
 
 /// Values by name, as hexadecimal text.

@@ -2,6 +2,11 @@
 //! Nothing here calls the crate under test.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use aes_gcm::{
+    Aes256Gcm, KeyInit,
+    aead::{Aead, Payload},
+};
+use chacha20poly1305::ChaCha20Poly1305;
 use ml_kem::{Ciphertext, FromSeed, KeyExport, MlKem1024, kem::Decapsulate};
 use sha2::Sha512;
 
@@ -15,6 +20,25 @@ pub fn derive(label: &str, salt: &[u8], ikm: &[&[u8]], context: &[u8], out: &mut
     let mut info = format!("shadowmesh/1/{label}\0").into_bytes();
     info.extend_from_slice(context);
     hkdf::Hkdf::<Sha512>::new(Some(salt), &framed(ikm)).expand(&info, out).unwrap();
+}
+
+/// A MAC of 16 bytes.
+pub fn mac16(key: &[u8; 32], label: &str, parts: &[&[u8]]) -> [u8; 16] {
+    let mut bytes = format!("shadowmesh/1/{label}\0").into_bytes();
+    bytes.extend(framed(parts));
+    blake3::keyed_hash(key, &bytes).as_bytes()[..16].try_into().unwrap()
+}
+
+/// Ciphertext and tag; suite 1 is AES-256-GCM, 2 is ChaCha20-Poly1305.
+pub fn seal(suite: u8, key: &[u8; 32], counter: u64, aad: &[u8], msg: &[u8]) -> Vec<u8> {
+    let nonce = [&[0; 4][..], &counter.to_be_bytes()].concat();
+    let nonce: &[u8; 12] = nonce[..].try_into().unwrap();
+    let payload = Payload { msg, aad };
+    match suite {
+        1 => Aes256Gcm::new(key.into()).encrypt(nonce.into(), payload).unwrap(),
+        2 => ChaCha20Poly1305::new(key.into()).encrypt(nonce.into(), payload).unwrap(),
+        other => panic!("no suite {other}"),
+    }
 }
 
 fn framed(parts: &[&[u8]]) -> Vec<u8> {

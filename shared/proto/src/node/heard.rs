@@ -54,8 +54,7 @@ impl Node {
                 let ping = Ping::parse(plain.body)?;
                 let rtt = now.since(Time(ping.stamp));
                 let peer = &mut self.peers[p as usize];
-                peer.rtt = Some(rtt);
-                peer.puller.measured(rtt);
+                peer.measured(rtt);
                 if ping.id != 0 {
                     let node = peer.node;
                     self.events.push_back(Event::Pong { peer: node, id: ping.id, rtt, source: plain.source });
@@ -67,9 +66,7 @@ impl Node {
                 if report.echo != 0 {
                     let rtt = now.micros32().wrapping_sub(report.echo).wrapping_sub(report.held);
                     if rtt < 60_000_000 {
-                        let rtt = Duration::from_micros(u64::from(rtt));
-                        peer.rtt = Some(rtt);
-                        peer.puller.measured(rtt);
+                        peer.measured(Duration::from_micros(u64::from(rtt)));
                     }
                 }
                 peer.last_active = now;

@@ -125,6 +125,12 @@ impl Peer {
         self.sync_wait = FIRST_SYNC;
     }
 
+    /// A round trip to it took so long.
+    pub fn measured(&mut self, rtt: Duration) {
+        self.rtt = Some(rtt);
+        self.puller.measured(rtt);
+    }
+
     /// The session that is sent on.
     pub fn current(&self) -> Option<&Session> {
         self.sending.and_then(|id| self.session(id))

@@ -3,7 +3,7 @@
 use super::Node;
 use super::session::{RekeyIn, RekeyOut};
 use crate::Time;
-use crate::handshake::{Parent, Pieces, Rekey, RekeyOpened, Role};
+use crate::handshake::{Pieces, Rekey, RekeyOpened, Role};
 use crate::snapshot::{PeerId, SessionId};
 use shadowmesh_identity::Fact;
 use shadowmesh_wire::DropReason;
@@ -39,13 +39,7 @@ impl Node {
         let sid: Sid = self.rng.bytes();
         let peer = &self.peers[p as usize];
         let Some(s) = peer.session(id) else { return };
-        let parent = Parent {
-            profile: &network.0,
-            initiator: &me.0,
-            responder: &peer.node.0,
-            suite: s.suite,
-            exporter: &s.exporter,
-        };
+        let parent = s.parent(&network.0, &me, &peer.node);
         let Ok((rekey, body)) = Rekey::start(&parent, sid, &leaf, credential) else { return };
         let pieces = pieces(sid, &body, Control::RekeyResponse);
         let rx = self.indexes.fresh(&mut self.rng);
@@ -108,13 +102,7 @@ impl Node {
         let (sid_r, wall) = (self.rng.bytes(), self.clock(now));
         let peer = &self.peers[p as usize];
         let s = peer.session(id).ok_or(DropReason::NoSession)?;
-        let parent = Parent {
-            profile: &network.0,
-            initiator: &peer.node.0,
-            responder: &me.0,
-            suite: s.suite,
-            exporter: &s.exporter,
-        };
+        let parent = s.parent(&network.0, &peer.node, &me);
         let opened = RekeyOpened::open(&parent, &sid, body, |leaf| self.own.leaf_key(leaf))?;
         // The same two NodeIds, or refuse: the leaf shown must be the peer's own. [P-REKEY]
         let member = self.roster.member(&peer.node).ok_or(DropReason::NotMember)?;
@@ -179,13 +167,8 @@ impl Node {
         }
         reply.add(piece.index, &piece.bytes);
         let Some(body) = reply.whole() else { return Ok(()) };
-        let parent = Parent {
-            profile: &network.0,
-            initiator: &me.0,
-            responder: &node.0,
-            suite: s.suite,
-            exporter: &s.exporter,
-        };
+        let parent = s.parent(&network.0, &me, &node);
+        let r = s.rekey_out.as_ref().ok_or(DropReason::UnknownHandshake)?;
         let (keys, e) = r.rekey.finish(&parent, &body)?;
         let (rx, rank) = (r.rx, s.rank.of_rekey());
         s.rekey_out = None;

@@ -1,6 +1,6 @@
 //! A session with a peer: keys, lanes, age, and the state of its confirmation and rekey. It knows nothing of its path.
 
-use crate::handshake::{Rekey, Role};
+use crate::handshake::{Parent, Rekey, Role};
 use crate::snapshot::{LaneId, Route, SessionId, THREADS};
 use crate::{Rng, Time};
 use shadowmesh_crypto::aead::Suite;
@@ -89,6 +89,17 @@ impl Session {
         }
     }
 
+    /// What a rekey of it rests on: both sides' NodeIds, and whose rekey it is.
+    pub fn parent<'a>(
+        &'a self,
+        profile: &'a [u8; 32],
+        initiator: &'a NodeId,
+        responder: &'a NodeId,
+    ) -> Parent<'a> {
+        let (initiator, responder) = (&initiator.0, &responder.0);
+        Parent { profile, initiator, responder, suite: self.suite, exporter: &self.exporter }
+    }
+
     /// When something is due.
     pub fn deadline(&self) -> Option<Time> {
         let mut due = self.retire_at;
@@ -110,10 +121,14 @@ impl Session {
 }
 
 /// When this side starts a rekey: the session's initiator at the interval, the responder an eighth later, both with a
-/// little jitter so that a thousand sessions do not come at once.
-pub(super) fn rekey_after(interval: Duration, role: Role, always: bool, rng: &mut Rng) -> Duration {
-    let base = if role == Role::Initiator || always { interval } else { interval + interval / 8 };
-    // Less than the way takes, where both are to meet.
-    let spread = if always { interval / 512 } else { interval / 32 };
-    base + Duration::from_nanos(rng.below(u64::try_from(spread.as_nanos()).unwrap_or(1).max(1)))
+/// little jitter so that a thousand sessions do not come at once. `meet`: both start at once, as a test forces it, and this
+/// is the round trip; the initiator has the session half of it later, and the jitter is less than the way takes.
+pub(super) fn rekey_after(interval: Duration, role: Role, meet: Option<Duration>, rng: &mut Rng) -> Duration {
+    let (wait, spread) = match (role, meet) {
+        (Role::Initiator, None) => (Duration::ZERO, interval / 32),
+        (Role::Initiator, Some(_)) => (Duration::ZERO, interval / 512),
+        (Role::Responder, None) => (interval / 8, interval / 32),
+        (Role::Responder, Some(rtt)) => (rtt / 2, interval / 512),
+    };
+    interval + wait + Duration::from_nanos(rng.below(u64::try_from(spread.as_nanos()).unwrap_or(1).max(1)))
 }

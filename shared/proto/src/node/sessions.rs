@@ -191,11 +191,8 @@ impl Node {
             Role::Initiator => self.id,
             Role::Responder => self.peers[p as usize].node,
         };
-        let mut rekey_after = rekey_after(self.config.rekey, role, self.config.rekey_both, &mut self.rng);
-        if self.config.rekey_both && role == Role::Responder {
-            // The initiator has the session half a round trip later.
-            rekey_after += self.peers[p as usize].rtt.unwrap_or_default() / 2;
-        }
+        let meet = self.config.rekey_both.then(|| self.peers[p as usize].rtt.unwrap_or_default());
+        let rekey_after = rekey_after(self.config.rekey, role, meet, &mut self.rng);
         let session = Session {
             id,
             role,
