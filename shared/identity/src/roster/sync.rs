@@ -3,9 +3,15 @@
 use shadowmesh_crypto::{Hash, Label, kdf};
 
 use super::{MAX_WAITING, Roster};
-use crate::fact::Fact;
+use crate::{
+    NodeId,
+    fact::{Fact, Kind},
+};
 
-/// Into how many buckets the facts are divided, by the first six bits of their id.
+/// Into how many buckets the facts are divided, by the first six bits of the NodeId that they are about.
+///
+/// Not by their own id: signatures are randomised, ids with them, and what two rosters say to each other should follow
+/// from what they hold alone.
 pub const BUCKETS: usize = 64;
 
 impl Roster {
@@ -19,9 +25,8 @@ impl Roster {
     pub fn bucket_digests(&self) -> [u64; BUCKETS] {
         let mut ids: [Vec<u8>; BUCKETS] = std::array::from_fn(|_| Vec::new());
         for fact in self.held() {
-            let id = fact.id();
-            if let Some(bucket) = ids.get_mut(usize::from(bucket_of(&id))) {
-                bucket.extend_from_slice(&id);
+            if let Some(bucket) = ids.get_mut(usize::from(bucket_of(fact))) {
+                bucket.extend_from_slice(&fact.id());
             }
         }
         ids.map(|ids| {
@@ -30,9 +35,12 @@ impl Roster {
         })
     }
 
-    /// The ids of the facts in a bucket (0 to 63), ascending. None for other numbers.
+    /// The ids of the facts in a bucket (0 to 63): certificates first, which others wait for; by member, the oldest
+    /// first. None for other numbers.
     pub fn ids_in_bucket(&self, bucket: u8) -> Vec<Hash> {
-        self.held().map(Fact::id).filter(|id| bucket_of(id) == bucket).collect()
+        let mut facts: Vec<&Fact> = self.held().filter(|fact| bucket_of(fact) == bucket).collect();
+        facts.sort_by_key(|fact| order(fact));
+        facts.into_iter().map(Fact::id).collect()
     }
 
     /// A fact to give to others.
@@ -69,10 +77,11 @@ impl Roster {
         self.waiting.contains_key(&id)
     }
 
-    /// Takes out the waiting facts that can be verified now. To be asked after each certificate that was merged.
+    /// Takes out the waiting facts that can be verified now, in the order of a bucket. To be asked after each certificate that was merged.
     pub fn ready(&mut self) -> Vec<Fact> {
-        let ready: Vec<Fact> =
+        let mut ready: Vec<Fact> =
             self.waiting.values().filter(|fact| self.signer_key(fact).is_some()).cloned().collect();
+        ready.sort_by_key(order);
         for fact in &ready {
             self.waiting.remove(&fact.id());
         }
@@ -80,6 +89,10 @@ impl Roster {
     }
 }
 
-fn bucket_of(id: &Hash) -> u8 {
-    id[0] >> 2
+fn order(fact: &Fact) -> (Kind, NodeId, u64) {
+    (fact.kind(), fact.subject(), fact.seq())
+}
+
+fn bucket_of(fact: &Fact) -> u8 {
+    fact.subject().0[0] >> 2
 }
