@@ -121,6 +121,7 @@ pub async fn invite(at: &At<'_>, new: NewInvite) -> Result<(), Problem> {
         name: new.name,
         role: new.role,
         tags: new.tag,
+        bridge: new.bridge,
         expires: expires.as_secs(),
         reusable: new.reusable,
     };

@@ -135,6 +135,10 @@ enum NetworkCommand {
         /// This machine's name in it
         #[arg(long, value_name = "NAME")]
         device: Option<String>,
+        /// What this machine may bridge: any (host), a host's MAC, vlan:7, or a prefix that the hosts are in; more than
+        /// once for more
+        #[arg(long, value_name = "WHAT")]
+        bridge: Vec<String>,
     },
     /// Lists the networks
     List,
@@ -158,6 +162,9 @@ struct NewInvite {
     /// A tag for it; more than once for more tags
     #[arg(long)]
     tag: Vec<String>,
+    /// What it may bridge: any (host), a host's MAC, vlan:7, or a prefix that the hosts are in; more than once for more
+    #[arg(long, value_name = "WHAT")]
+    bridge: Vec<String>,
     /// For how long the invite is good (30m, 24h, 7d)
     #[arg(long, default_value = "24h")]
     expires: String,
@@ -253,8 +260,8 @@ async fn asked(cli: Cli, paths: &Paths, printer: &Printer) -> Result<(), Problem
     let client = Client::new(&paths.socket);
     let at = At { client: &client, wanted: cli.global.network.as_deref(), printer, paths };
     match cli.command {
-        Command::Network(NetworkCommand::Create { name, relay, subnet, device }) => {
-            change::create(&at, CreateNetwork { name, relays: relay, subnet, device }).await
+        Command::Network(NetworkCommand::Create { name, relay, subnet, device, bridge }) => {
+            change::create(&at, CreateNetwork { name, relays: relay, subnet, device, bridge }).await
         }
         Command::Network(NetworkCommand::List) => show::networks(&at).await,
         Command::Network(NetworkCommand::Show) => show::network(&at).await,

@@ -54,6 +54,9 @@ fn network_lines(n: &NetworkStatus) -> Vec<String> {
         };
         lines.push(format!("{:<9}{}  {how}", "relay", r.place));
     }
+    if let Some(bridge) = &n.bridge {
+        lines.push(format!("{:<9}{bridge}", "bridge"));
+    }
     if !n.peers.is_empty() {
         lines.push(String::new());
         let rows: Vec<_> = n.peers.iter().map(row).collect();

@@ -8,7 +8,7 @@ use shadowmesh_control::{CreateInvite, Exit, Invite, InviteEntry, Invites, Probl
 use shadowmesh_crypto::Hash;
 use shadowmesh_identity::book::{Record, Terms};
 use shadowmesh_identity::fact::{Reason, Roles};
-use shadowmesh_identity::{Name, Seed};
+use shadowmesh_identity::{Bridge, Name, Seed};
 use shadowmesh_proto::AdminError;
 
 /// Hexadecimal digits of an invite's id, as people see it.
@@ -80,12 +80,13 @@ pub async fn create_invite(
     }
     let wished = asked.name.as_deref().map(|n| parse("machine's name", n)).transpose()?;
     let tags = asked.tags.iter().map(|t| parse("tag", t)).collect::<Result<Vec<_>, _>>()?;
+    let bridge = bridge(&asked.bridge)?;
     let (network, engine) = daemon.engine(&name).await?;
     let reusable = asked.reusable;
     let made = engine.change(move |inside| {
         let node = &mut inside.endpoint.node;
         let expires = node.unix(inside.now) + asked.expires;
-        let terms = Terms { name: wished, roles, tags, expires, reusable };
+        let terms = Terms { name: wished, roles, tags, bridge, expires, reusable };
         node.create_invite(inside.now, terms).map(|i| (i.locator(), i.to_url(), i.expires))
     });
     let (made, trouble) = made.await.map_err(gone)?;
@@ -99,6 +100,12 @@ pub async fn create_invite(
         expires: rfc3339(expires),
         reusable,
     }))
+}
+
+/// What a member may bridge, as people write it.
+pub fn bridge(words: &[String]) -> Result<Bridge, Problem> {
+    Bridge::from_words(words.iter().map(String::as_str))
+        .map_err(|e| Problem::new(Exit::Usage, format!("--bridge: {e}")))
 }
 
 fn entry(locator: &Hash, record: &Record, now: u64) -> InviteEntry {

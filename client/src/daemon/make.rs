@@ -10,7 +10,7 @@ use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_identity::fact::Body;
 use shadowmesh_identity::{
-    Access, Bridge, Certificate, DAY, Fact, Genesis, Invite, Name, NodeId, RelayUrl, Roles, Seed, address,
+    Access, Certificate, DAY, Fact, Genesis, Invite, Name, NodeId, RelayUrl, Roles, Seed, address,
 };
 use shadowmesh_proto::join::{JoinConfig, JoinError, Joined, Joiner, Registered, Registrar};
 use std::net::Ipv4Addr;
@@ -119,7 +119,7 @@ pub async fn create(
         not_before: unix.saturating_sub(3600),
         not_after: unix + LIFETIME,
         serial: *Secret::<16>::random().expose(),
-        bridge: Bridge::default(),
+        bridge: super::admin::bridge(&asked.bridge)?,
     };
     let mut facts = vec![signed(1, Body::Certificate(certificate), true, node)?];
     let mut owners = vec![];

@@ -243,6 +243,7 @@ impl Daemon {
             let mut networks = self.networks.lock().await;
             let Some(network) = networks.get_mut(name) else { return };
             network.failure = Some(Problem::failed(why));
+            self.leave_bridge(network).await;
             (network.ipv4, network.warnings) = (None, vec![]);
             network.engine.take()
         };
@@ -260,6 +261,7 @@ impl Daemon {
         let Ok(ipv4) = own.await else { return };
         let wanted = Wanted {
             interface: network.config.interface.clone(),
+            bridge: network.config.bridge.clone(),
             subnet: network.genesis.subnet4,
             ipv4,
             ipv6: network.ipv6(),
@@ -278,6 +280,13 @@ impl Daemon {
                 }
                 network.warnings = vec![p.what];
             }
+        }
+    }
+
+    async fn leave_bridge(&self, network: &Network) {
+        if let (Some(bridge), Some(_)) = (&network.config.bridge, &network.engine) {
+            let addresses = [network.ipv4.map(Into::into), Some(network.ipv6().into())];
+            network::leave_bridge(&self.netlink, bridge, addresses).await;
         }
     }
 
@@ -310,6 +319,7 @@ impl Daemon {
                             End::Revoked => n.why_revoked().unwrap_or_else(|| Problem::failed("it was revoked")),
                         };
                         error!(network = %name, "{}", failure.what);
+                        self.leave_bridge(n).await;
                         (n.engine, n.ipv4, n.warnings) = (None, None, vec![]);
                         n.failure = Some(failure);
                     }
@@ -321,6 +331,7 @@ impl Daemon {
         server.abort();
         let networks = std::mem::take(&mut *self.networks.lock().await);
         for network in networks.into_values() {
+            self.leave_bridge(&network).await;
             if let Some(engine) = network.engine {
                 engine.stop();
             }

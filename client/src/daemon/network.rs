@@ -2,7 +2,7 @@
 
 use crate::config::{self, Config, PeerName};
 use crate::engine::{Engine, Inside, PATH_MTU, Setup};
-use crate::state::{self, Meta, NetworkState, State};
+use crate::state::{self, Meta, NetworkState, Saved, State};
 use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, date, rfc3339, with_dates};
 use shadowmesh_crypto::Secret;
 use shadowmesh_crypto::aead::Suite;
@@ -15,6 +15,7 @@ use shadowmesh_proto::{NodeConfig, Route, Time};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use tracing::warn;
 
 /// Frames that wait in the kernel for us.
 const TXQUEUELEN: u32 = 128;
@@ -97,6 +98,9 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         return Err(p);
     }
     let wanted = config.network(name);
+    if let Some(bridge) = &wanted.bridge {
+        may_bridge(name, &saved, &node, bridge)?;
+    }
     let udp = bind(config, &mut meta)?;
     files.save_meta(&meta).map_err(|e| state::problem(&e))?;
     let options =
@@ -118,6 +122,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         owners: saved.owners,
         invites: saved.invites,
         suites: config.crypto.preferred(),
+        bridge: wanted.bridge.is_some(),
         mtu: wanted.mtu.into(),
         path_mtu: PATH_MTU,
         rekey: config.crypto.rekey,
@@ -142,6 +147,23 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         ipv4: None,
     };
     Ok((network, Setup { node: node_config, tap, udp, files }))
+}
+
+/// The certificate lets this machine bridge; what it does not let it, the others would drop.
+fn may_bridge(name: &Name, saved: &Saved, node: &NodeId, bridge: &str) -> Result<(), Problem> {
+    let (roster, _) = Roster::restore(saved.genesis.clone(), saved.facts.iter().cloned());
+    if roster.member(node).is_none_or(|m| !m.certificate.bridge.is_empty()) {
+        return Ok(());
+    }
+    let what =
+        format!("this machine may not bridge in \"{name}\", and its device is to join the bridge `{bridge}`");
+    Err(Problem::failed(what)
+        .fix(format!(
+            "Take `bridge` out of the configuration of \"{name}\", or let it in anew as one that may:"
+        ))
+        .fix(
+            "an admin makes an invite with --bridge any (or the hosts' MACs); leave here, and join by that.",
+        ))
 }
 
 /// The sockets. A port that was chosen once is asked for again, so that what routers and peers learnt stays true.
@@ -263,6 +285,7 @@ impl Network {
             ended,
             interface: self.config.interface.clone(),
             mtu: self.config.mtu.into(),
+            bridge: self.config.bridge.clone(),
             device: self.meta.device.clone(),
             node: self.node.to_string(),
             roles: String::new(),
@@ -419,6 +442,8 @@ pub fn find_peer(inside: &Inside<'_>, text: &str) -> Option<NodeId> {
 pub struct Wanted {
     /// The device.
     pub interface: String,
+    /// The Linux bridge that it is to be a port of: it has the addresses then.
+    pub bridge: Option<String>,
     /// The IPv4 subnet.
     pub subnet: (Ipv4Addr, u8),
     /// This node's address in it, if it has one.
@@ -440,19 +465,24 @@ pub async fn configure(
         Problem::new(exit, e.to_string())
     };
     let mut warnings = vec![];
-    let interface = wanted.interface.as_str();
+    let device = wanted.interface.as_str();
     let autoconf = if wanted.router_advertisements {
-        netlink::enable_ipv6_autoconf(interface)
+        netlink::enable_ipv6_autoconf(device)
     } else {
-        netlink::disable_ipv6_autoconf(interface)
+        netlink::disable_ipv6_autoconf(device)
     };
     match autoconf {
         Ok(()) | Err(NetlinkError::NoIpv6(_)) => {}
         Err(e) => return Err(failed(e)),
     }
-    if !netlink.link_state(interface).await.map_err(failed)?.up {
-        netlink.set_up(interface).await.map_err(failed)?;
+    if let Some(bridge) = &wanted.bridge {
+        netlink.join_bridge(device, bridge).await.map_err(failed)?;
     }
+    if !netlink.link_state(device).await.map_err(failed)?.up {
+        netlink.set_up(device).await.map_err(failed)?;
+    }
+    // A port of a bridge takes no packets itself.
+    let interface = wanted.bridge.as_deref().unwrap_or(device);
     match netlink.add_address(interface, wanted.ipv6.into(), 64).await {
         Ok(()) => {}
         Err(e @ NetlinkError::NoIpv6(_)) => {
@@ -486,6 +516,15 @@ pub async fn configure(
         netlink.add_address(interface, a.into(), len).await.map_err(failed)?;
     }
     Ok((ipv4, warnings))
+}
+
+/// Takes the addresses from a bridge: unlike the device, it stays.
+pub async fn leave_bridge(netlink: &Netlink, bridge: &str, addresses: [Option<IpAddr>; 2]) {
+    for ip in addresses.into_iter().flatten() {
+        if let Err(e) = netlink.remove_address(bridge, ip).await {
+            warn!("{ip} stays on `{bridge}`: {e}");
+        }
+    }
 }
 
 /// Whether one IPv4 network holds the other, or is it.

@@ -62,6 +62,9 @@ pub struct NetworkStatus {
     pub interface: String,
     /// Its MTU.
     pub mtu: u32,
+    /// The Linux bridge that the device is a port of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
     /// This node's name in it.
     pub device: String,
     /// This node's id in it.
@@ -151,6 +154,9 @@ pub struct CreateNetwork {
     pub subnet: Option<String>,
     /// This node's name in it; the machine's name without.
     pub device: Option<String>,
+    /// What this node may bridge, in words: `any`, a MAC, `vlan:7`, a prefix.
+    #[serde(default)]
+    pub bridge: Vec<String>,
 }
 
 /// `POST /v1/join`.
@@ -171,6 +177,9 @@ pub struct CreateInvite {
     pub role: Option<String>,
     /// Tags it gets.
     pub tags: Vec<String>,
+    /// What it may bridge, in words: `any`, a MAC, `vlan:7`, a prefix.
+    #[serde(default)]
+    pub bridge: Vec<String>,
     /// For how long, seconds.
     pub expires: u64,
     /// More than one may use it.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_core::ErrorMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder, new_connection};
 
@@ -19,6 +19,9 @@ pub enum NetlinkError {
     /// No interface of this name.
     #[error("there is no interface named `{0}`")]
     NoSuchLink(String),
+    /// It is another kind of interface.
+    #[error("`{0}` is no bridge; make one (ip link add {0} type bridge) or name another")]
+    NotBridge(String),
     /// Not allowed.
     #[error("{0} needs root or CAP_NET_ADMIN")]
     NoPrivilege(&'static str),
@@ -141,6 +144,23 @@ impl Netlink {
     /// Brings the interface up.
     pub async fn set_up(&self, name: &str) -> Result<(), NetlinkError> {
         self.change(name, "bringing the interface up", |m| m.up()).await
+    }
+
+    /// Makes the interface a port of a bridge. That it is one already is no error.
+    pub async fn join_bridge(&self, name: &str, bridge: &str) -> Result<(), NetlinkError> {
+        let link = self.link(bridge).await?;
+        let is_bridge = |i: &LinkInfo| matches!(i, LinkInfo::Kind(InfoKind::Bridge));
+        let of_bridge =
+            |a: &LinkAttribute| matches!(a, LinkAttribute::LinkInfo(all) if all.iter().any(is_bridge));
+        if !link.attributes.iter().any(of_bridge) {
+            return Err(NetlinkError::NotBridge(bridge.into()));
+        }
+        let index = link.header.index;
+        let port = self.link(name).await?;
+        if port.attributes.contains(&LinkAttribute::Controller(index)) {
+            return Ok(());
+        }
+        self.change(name, "joining the bridge", |m| m.controller(index)).await
     }
 
     /// Takes the interface down.

@@ -11,7 +11,7 @@ use shadowmesh_crypto::{Hash, Secret, Zeroizing};
 use crate::{
     DAY, Name, NetworkId, NodeId, ParseError,
     codec::{Put, Reader},
-    fact::Roles,
+    fact::{Bridge, Roles},
     invite::{Invite, InviteSecret, Meeting},
 };
 
@@ -34,6 +34,8 @@ pub struct Terms {
     pub roles: Roles,
     /// The tags it gets.
     pub tags: Vec<Name>,
+    /// What it may bridge.
+    pub bridge: Bridge,
     /// The end of the invite, in unix seconds.
     pub expires: u64,
     /// Whether more than one node may use it.
@@ -225,6 +227,7 @@ impl InviteBook {
             }
             out.put_u16(record.terms.roles.0);
             out.put_list(&record.terms.tags, |out, tag| tag.write(out));
+            record.terms.bridge.write(&mut out);
             out.put_u64(record.terms.expires);
             out.put_flag(record.terms.reusable);
             out.put_flag(record.cancelled);
@@ -270,7 +273,8 @@ impl Record {
         };
         let roles = Roles(reader.u16()?);
         let tags = reader.list(MAX_TAGS, "an invite's list of tags", Name::read)?;
-        let terms = Terms { name, roles, tags, expires: reader.u64()?, reusable: reader.flag()? };
+        let bridge = Bridge::read(reader)?;
+        let terms = Terms { name, roles, tags, bridge, expires: reader.u64()?, reusable: reader.flag()? };
         let cancelled = reader.flag()?;
         let uses = (0..bounded(reader.u16()?, MAX_USES, "an invite's list of uses")?)
             .map(|_| Ok(Use { node: NodeId(reader.array()?), name: Name::read(reader)?, at: reader.u64()? }))
@@ -300,6 +304,7 @@ mod tests {
             name: Some(name("laptop")),
             roles: Roles::MEMBER,
             tags: vec![name("ops")],
+            bridge: Bridge::from_words(["any", "vlan:7", "192.168.7.0/24"]).unwrap(),
             expires: 1000,
             reusable,
         };

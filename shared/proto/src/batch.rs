@@ -186,6 +186,8 @@ pub struct RxBatch {
     pub(crate) frames: Vec<(FrameArea, Option<VnetMeta>)>,
     pub(crate) reassembled: Vec<u8>,
     pub(crate) upcalls: Vec<RawUpcall>,
+    /// Hosts behind peers that were heard for the first time, from elsewhere, or again after a while.
+    pub(crate) stations: Vec<([u8; 6], PeerId)>,
 }
 
 #[derive(Debug, Clone)]
@@ -205,6 +207,7 @@ impl RxBatch {
             frames: Vec::with_capacity(slots),
             reassembled: Vec::new(),
             upcalls: Vec::new(),
+            stations: Vec::new(),
         }
     }
 
@@ -264,6 +267,11 @@ impl RxBatch {
         })
     }
 
+    /// Hosts behind peers, where they were heard: for [`crate::Node::handle_stations`].
+    pub fn stations(&self) -> &[([u8; 6], PeerId)] {
+        &self.stations
+    }
+
     /// No datagram in it.
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
@@ -275,6 +283,7 @@ impl RxBatch {
         self.frames.clear();
         self.reassembled.clear();
         self.upcalls.clear();
+        self.stations.clear();
     }
 }
 

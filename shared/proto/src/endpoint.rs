@@ -66,7 +66,7 @@ impl Endpoint {
         }
         let mut tx = std::mem::replace(&mut self.tx, TxBatch::new(0, 0));
         for frame in tx.upcalls() {
-            self.node.handle_frame(now, frame);
+            self.node.handle_frame(now, frame, &self.snapshot);
         }
         tx.clear();
         self.tx = tx;
@@ -92,6 +92,10 @@ impl Endpoint {
             self.stats_at = Some(now + STATS);
         }
         let mut rx = std::mem::replace(&mut self.rx, RxBatch::new(0, 0));
+        if !rx.stations().is_empty() {
+            self.node.handle_stations(now, rx.stations());
+            self.settle(now);
+        }
         for upcall in rx.upcalls() {
             self.node.handle_upcall(now, upcall);
             self.settle(now);

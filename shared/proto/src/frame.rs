@@ -7,7 +7,7 @@ use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, Icmpv6Message, Icmpv6Packet,
     Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Ethernet header without tags. Bytes.
 pub const ETHERNET: usize = 14;
@@ -27,6 +27,8 @@ pub struct Outline {
     pub src: [u8; 6],
     /// Ethertype behind any tags.
     pub ethertype: u16,
+    /// The outer VLAN; 0 where there is none, or only a priority (IEEE 802.1Q section 9.6).
+    pub vlan: u16,
     /// Where the payload begins.
     pub payload: usize,
 }
@@ -41,21 +43,25 @@ impl Outline {
         let (dst, rest) = frame.split_first_chunk::<6>().ok_or(bad)?;
         let (src, mut rest) = rest.split_first_chunk::<6>().ok_or(bad)?;
         let mut payload = ETHERNET;
-        let mut tags = 0;
+        let (mut tags, mut vlan) = (0, 0);
         let ethertype = loop {
             let (t, after) = rest.split_first_chunk::<2>().ok_or(bad)?;
             let t = u16::from_be_bytes(*t);
             if !matches!(t, 0x8100 | 0x88a8) || tags == MAX_TAGS {
                 break t;
             }
-            rest = after.get(2..).ok_or(bad)?;
+            let (control, after) = after.split_first_chunk::<2>().ok_or(bad)?;
+            if tags == 0 {
+                vlan = u16::from_be_bytes(*control) & 0xfff;
+            }
+            rest = after;
             payload += 4;
             tags += 1;
         };
         if src[0] & 1 == 1 {
             return Err(bad);
         }
-        Ok(Outline { dst: *dst, src: *src, ethertype, payload })
+        Ok(Outline { dst: *dst, src: *src, ethertype, vlan, payload })
     }
 
     /// Group destination (multicast, broadcast)?
@@ -135,20 +141,28 @@ pub fn resolution(frame: &[u8], o: &Outline) -> Option<Resolution> {
     }
 }
 
-/// May this frame come from who has `guard`? MAC always; addresses of the mesh's own prefixes strictly. [P-GUARD]
+/// May this frame come from who has `guard`? MAC always; addresses of the mesh's own prefixes strictly; of hosts that it
+/// bridges those that its certificate allows. [P-GUARD]
 ///
 /// # Errors
-/// `SourceMac`, `SourceAddress`, `LinkLocal`, `BadFrame`.
+/// `SourceMac`, `SourceVlan`, `SourceAddress`, `LinkLocal`, `BadFrame`.
 pub fn check_source(frame: &[u8], guard: &Guard, mesh: &MeshPrefixes) -> Result<Outline, DropReason> {
     let o = Outline::read(frame)?;
+    let mut host = None;
     if o.src != guard.mac {
-        return Err(DropReason::SourceMac);
+        let bridge = guard.bridge.as_deref().filter(|b| b.has_mac(&o.src)).ok_or(DropReason::SourceMac)?;
+        if !bridge.has_vlan(o.vlan) {
+            return Err(DropReason::SourceVlan);
+        }
+        host = Some(bridge);
     }
     if o.is_link_local() {
         return Err(DropReason::LinkLocal);
     }
-    let may4 = |a: Ipv4Addr| !mesh.holds4(a) || guard.ipv4 == Some(a);
-    let may6 = |a: Ipv6Addr| !mesh.holds6(a) || guard.ipv6 == a;
+    // A machine that bridges speaks with its bridge's MAC: its own addresses are no host's.
+    let elsewhere = |a: IpAddr| host.is_none_or(|b| b.has_address(a));
+    let may4 = |a: Ipv4Addr| guard.ipv4 == Some(a) || !mesh.holds4(a) && elsewhere(a.into());
+    let may6 = |a: Ipv6Addr| guard.ipv6 == a || !mesh.holds6(a) && elsewhere(a.into());
     let ok = match resolution(frame, &o) {
         Some(Resolution::Ask4 { sender, .. } | Resolution::Tell4 { sender }) => may4(sender),
         Some(Resolution::Ask6 { sender, .. }) => may6(sender),

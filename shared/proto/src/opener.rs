@@ -24,6 +24,10 @@ const REASSEMBLY_LIFETIME: Duration = Duration::from_millis(200);
 const MAX_FRAME: usize = 9216 + 22;
 /// Upcalls of one batch at most: the control half's queue.
 const MAX_UPCALLS: usize = 256;
+/// A host that goes on sending is told of again so often: well within its age.
+const HEARD_AGAIN: Duration = Duration::from_secs(30);
+/// Hosts that an opener remembers to have told of.
+const MAX_HEARD: usize = 1024;
 
 struct Lane {
     rx: RxLane,
@@ -66,6 +70,8 @@ pub struct Opener {
     /// By slot.
     relays: HashMap<u32, Down>,
     partial: HashMap<(PeerId, u32), Partial>,
+    /// Hosts behind peers, where they were last told to be, and when.
+    heard: HashMap<[u8; 6], (PeerId, Time)>,
     /// What was dropped here.
     pub drops: Drops,
     /// Frames delivered, and their bytes, by peer.
@@ -156,10 +162,10 @@ impl Opener {
         let body = range.start + body.start..range.start + body.end;
         let (peer, session) = (lane.peer, lane.session);
         match kind {
-            Kind::Frame => self.deliver(snapshot, batch, peer, FrameArea::Slot(body)),
+            Kind::Frame => self.deliver(now, snapshot, batch, peer, FrameArea::Slot(body)),
             Kind::Fragment => {
                 let Some(area) = self.reassemble(now, batch, peer, body)? else { return Ok(()) };
-                self.deliver(snapshot, batch, peer, area)
+                self.deliver(now, snapshot, batch, peer, area)
             }
             Kind::Control | Kind::Report | Kind::Ping | Kind::Pong => {
                 upcall(batch, RawUpcall::Plain { session, peer, source, kind, body })
@@ -169,6 +175,7 @@ impl Opener {
 
     fn deliver(
         &mut self,
+        now: Time,
         snapshot: &Snapshot,
         batch: &mut RxBatch,
         peer: PeerId,
@@ -180,15 +187,35 @@ impl Opener {
         if frame.len() > snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS {
             return Err(DropReason::BadFrame);
         }
-        let o = frame::check_source(frame, &forward.guard, &snapshot.prefixes)?;
-        if !o.is_group() && o.dst != snapshot.mac {
+        let o = snapshot.check_source(frame, Some(forward))?;
+        // Whoever bridges takes frames for hosts behind it, never those of another member.
+        let here = |mac| snapshot.own.bridge.is_some() && !snapshot.macs.contains_key(mac);
+        if !o.is_group() && o.dst != snapshot.own.mac && !here(&o.dst) {
             return Err(DropReason::UnknownDestination);
         }
+        if o.src != forward.guard.mac && !snapshot.macs.contains_key(&o.src) {
+            self.hear_station(now, batch, o.src, peer);
+        }
+        let frame = batch.frame(&area);
         let received = self.received.entry(peer).or_default();
         received.0 += 1;
         received.1 += frame.len() as u64;
         batch.frames.push((area, None));
         Ok(())
+    }
+
+    /// Notes where a host was heard, not oftener than ageing needs. [P-LEARN]
+    fn hear_station(&mut self, now: Time, batch: &mut RxBatch, mac: [u8; 6], peer: PeerId) {
+        if self.heard.get(&mac).is_some_and(|(p, at)| *p == peer && now.since(*at) < HEARD_AGAIN)
+            || batch.stations.len() >= MAX_UPCALLS
+        {
+            return;
+        }
+        if self.heard.len() >= MAX_HEARD {
+            self.heard.clear();
+        }
+        self.heard.insert(mac, (peer, now));
+        batch.stations.push((mac, peer));
     }
 
     /// Adds a piece; gives the frame when it is whole. Kept by (peer, frame id), so a rekey or another lane in between

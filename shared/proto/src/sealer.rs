@@ -93,20 +93,22 @@ impl Sealer {
             return Err(DropReason::BadFrame);
         }
         // Peers would drop it: say so here, where it can be seen.
-        if o.src != snapshot.mac {
-            return Err(DropReason::SourceMac);
+        if o.src != snapshot.own.mac {
+            snapshot.check_source(frame, None)?;
         }
         if o.is_link_local() {
             return Err(DropReason::LinkLocal);
         }
-        if !o.is_group()
-            && let Some(forward) = snapshot.macs.get(&o.dst).and_then(|p| snapshot.peers.get(p))
+        let owner = snapshot.owner(&o.dst).filter(|_| !o.is_group());
+        if let Some(forward) = owner
             && forward.lanes.is_some()
         {
             return self.seal_in_slot(forward, batch, i);
         }
         // No session yet, ARP, neighbour discovery: the control half knows what to do.
-        if !o.is_group() || frame::resolution(frame, &o).is_some() {
+        let unknown = !o.is_group() && !snapshot.macs.contains_key(&o.dst) && owner.is_none();
+        let unknown = unknown && !snapshot.bridges.is_empty();
+        if !(o.is_group() || unknown) || frame::resolution(frame, &o).is_some() {
             batch.upcalls.push(i);
             return Ok(());
         }
@@ -114,13 +116,16 @@ impl Sealer {
         if snapshot.unreached {
             batch.upcalls.push(i);
         }
-        let copies = snapshot.flood.len();
+        // What nobody is known to have goes to those who may have it. [P-LEARN]
+        let to = if unknown { &snapshot.bridges } else { &snapshot.flood };
         let len = batch.frame(i).len();
-        self.flood_budget(now, len * copies)?;
-        for peer in &snapshot.flood {
+        self.flood_budget(now, len * to.len())?;
+        for peer in to {
             if let Some(forward) = snapshot.peers.get(peer) {
                 let frame = batch.frame(i).to_vec();
-                self.seal_copy(forward, &frame, batch)?;
+                if let Err(reason) = self.seal_copy(forward, &frame, batch) {
+                    self.drops.count(reason);
+                }
             }
         }
         Ok(())

@@ -3,6 +3,11 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::frame::{self, Outline};
+use shadowmesh_identity::Bridge;
+use shadowmesh_wire::DropReason;
 
 /// A peer, numbered by the node for as long as it runs.
 pub type PeerId = u32;
@@ -46,6 +51,8 @@ pub struct Guard {
     pub ipv4: Option<Ipv4Addr>,
     /// Its mesh IPv6 address.
     pub ipv6: Ipv6Addr,
+    /// What it may speak for besides itself, if it bridges.
+    pub bridge: Option<Arc<Bridge>>,
 }
 
 /// A peer as the data half sees it.
@@ -90,20 +97,47 @@ impl MeshPrefixes {
 pub struct Snapshot {
     /// Grows by one with each that is published.
     pub version: u64,
-    /// The local device's MAC.
-    pub mac: [u8; 6],
+    /// What the local device may send; it bridges when hosts behind it are among it.
+    pub own: Guard,
     /// Largest frame of the device without its Ethernet header: the MTU, bytes.
     pub mtu: usize,
     /// The mesh's own addresses.
     pub prefixes: MeshPrefixes,
     /// Peers by number.
     pub peers: HashMap<PeerId, Forward>,
-    /// Which peer has which MAC.
+    /// Which peer has which MAC: its own, and those of hosts that its certificate names. Of members that are none any
+    /// more, too, though they are not among the peers.
     pub macs: HashMap<[u8; 6], PeerId>,
+    /// Hosts behind peers that may bridge any, as learned.
+    pub stations: HashMap<[u8; 6], PeerId>,
+    /// Peers with a session that may bridge any host: who might have a MAC that nobody is known to have.
+    pub bridges: Vec<PeerId>,
     /// Peers with a session, for floods.
     pub flood: Vec<PeerId>,
     /// Some live member has no session yet: the control half wants to see group frames, to open one.
     pub unreached: bool,
+}
+
+impl Snapshot {
+    /// Who has a MAC, as far as is known.
+    pub fn owner(&self, mac: &[u8; 6]) -> Option<&Forward> {
+        self.macs.get(mac).or_else(|| self.stations.get(mac)).and_then(|p| self.peers.get(p))
+    }
+
+    /// May this frame come from `peer` (`None`: the local device)? [P-GUARD]
+    ///
+    /// # Errors
+    /// [`frame::check_source`]'s; `SourceMac` also for a host's MAC that is somebody else's by certificate.
+    pub fn check_source(&self, frame: &[u8], peer: Option<&Forward>) -> Result<Outline, DropReason> {
+        let guard = peer.map_or(&self.own, |p| &p.guard);
+        let o = frame::check_source(frame, guard, &self.prefixes)?;
+        let free = |who: &PeerId| peer.is_some_and(|p| p.peer == *who);
+        let ours =
+            || o.src == self.own.mac || self.own.bridge.as_ref().is_some_and(|b| b.macs.contains(&o.src));
+        let taken =
+            o.src != guard.mac && (peer.is_some() && ours() || !self.macs.get(&o.src).is_none_or(free));
+        if taken { Err(DropReason::SourceMac) } else { Ok(o) }
+    }
 }
 
 /// Keys on their way to the data half, and their end. Each must reach its sealer or opener before the datagrams polled

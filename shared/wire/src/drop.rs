@@ -56,6 +56,8 @@ reasons! {
     SourceMac = "source_mac",
     /// The frame's source mesh address is not the sender's to use.
     SourceAddress = "source_address",
+    /// The frame's VLAN is not one that the sender may bridge.
+    SourceVlan = "source_vlan",
     /// The frame is no Ethernet frame, or larger than the device's MTU.
     BadFrame = "bad_frame",
     /// Nobody has the destination MAC.

@@ -111,9 +111,16 @@ pub fn frames(b: &[u8]) {
         mac: CAST.members[1].id.mac(),
         ipv4: Some([10, 83, 1, 2].into()),
         ipv6: CAST.members[1].id.ipv6(&CAST.genesis.id()),
+        bridge: None,
     };
     let mesh = MeshPrefixes { subnet4: CAST.genesis.subnet4, prefix6: [0xfd; 8] };
     let _ = frame::check_source(b, &guard, &mesh);
+    // And the same from a member that bridges.
+    let grant = id::Bridge::from_words(["any", "vlan:7", "192.168.7.0/24"]).expect("a grant");
+    let bridging = Guard { bridge: Some(std::sync::Arc::new(grant)), ..guard.clone() };
+    if let Ok(o) = frame::check_source(b, &bridging, &mesh) {
+        assert!(o.src != [0; 6] && (o.src == guard.mac || matches!(o.vlan, 0 | 7)));
+    }
     if let Ok(o) = frame::Outline::read(b)
         && let Some(r) = frame::resolution(b, &o)
         && let Some(answer) = frame::answer(b, &o, &r, guard.mac)

@@ -40,17 +40,20 @@ pub struct Judge {
 
 struct Sent {
     from: usize,
-    to: usize,
+    /// To one node; a group frame to all others.
+    to: Vec<usize>,
+    macs: [[u8; 6]; 2],
     len: usize,
-    times: u32,
+    /// Where it came out.
+    at: Vec<usize>,
 }
 
 impl Judge {
-    /// A number for the next frame from one node to another.
-    pub fn send(&mut self, from: usize, to: usize, len: usize) -> u64 {
+    /// The next frame from one node to others; `macs` are its source and destination. Gives its number, too.
+    pub fn send(&mut self, from: usize, to: Vec<usize>, macs: [[u8; 6]; 2], len: usize) -> (u64, Vec<u8>) {
         self.next += 1;
-        self.sent.insert(self.next, Sent { from, to, len, times: 0 });
-        self.next
+        self.sent.insert(self.next, Sent { from, to, macs, len, at: vec![] });
+        (self.next, frame(macs[0], macs[1], self.next, len))
     }
 
     /// Frames sent.
@@ -58,36 +61,40 @@ impl Judge {
         self.next
     }
 
-    /// A frame came out at a node.
+    /// A frame came out at a node; says which node sent it, if it is a numbered one.
     ///
     /// # Errors
     /// The invariant that it breaks (I1).
-    pub fn deliver(&mut self, at: usize, f: &[u8], macs: &[[u8; 6]]) -> Result<(), String> {
-        let Some(n) = number(f) else { return Ok(()) };
+    pub fn deliver(&mut self, at: usize, f: &[u8]) -> Result<Option<usize>, String> {
+        let Some(n) = number(f) else { return Ok(None) };
         let s = self.sent.get_mut(&n).ok_or_else(|| format!("I1: frame {n} was never sent"))?;
-        s.times += 1;
         self.delivered += 1;
-        if s.times > 1 {
-            return Err(format!("I1: frame {n} ({} to {}) was delivered {} times", s.from, s.to, s.times));
+        if s.at.contains(&at) {
+            return Err(format!("I1: frame {n} ({} to {:?}) came out at {at} twice", s.from, s.to));
         }
-        if s.to != at {
-            return Err(format!("I1: frame {n} for {} came out at {at}", s.to));
+        s.at.push(at);
+        if !s.to.contains(&at) {
+            return Err(format!("I1: frame {n} for {:?} came out at {at}", s.to));
         }
-        if f != frame(macs[s.from], macs[s.to], n, s.len) {
+        if f != frame(s.macs[0], s.macs[1], n, s.len) {
             return Err(format!("I1: frame {n} was changed on its way"));
         }
-        Ok(())
+        Ok(Some(s.from))
     }
 
     /// Was this one delivered?
     pub fn arrived(&self, n: u64) -> bool {
-        self.sent.get(&n).is_some_and(|s| s.times > 0)
+        self.sent.get(&n).is_some_and(|s| s.at.len() == s.to.len())
     }
 
-    /// Numbers that were not delivered.
+    /// What was not delivered: number, from and to.
     pub fn missing(&self) -> Vec<(u64, usize, usize)> {
-        let mut v: Vec<_> =
-            self.sent.iter().filter(|(_, s)| s.times == 0).map(|(n, s)| (*n, s.from, s.to)).collect();
+        let lost = |(n, s): (&u64, &Sent)| {
+            let (n, from) = (*n, s.from);
+            let to: Vec<_> = s.to.iter().filter(|to| !s.at.contains(to)).map(|to| (n, from, *to)).collect();
+            to
+        };
+        let mut v: Vec<_> = self.sent.iter().flat_map(lost).collect();
         v.sort_unstable();
         v
     }

@@ -1,7 +1,7 @@
 //! Worlds drawn from a number, and played: three nodes or more, a thousand frames or more, rekeys, and what the number
 //! says of loss, repeats, reordering, partitions, restarts, late snapshots and revocation.
 
-use crate::cast::{CAST, relay_address};
+use crate::cast::{CAST, MAY_BRIDGE, relay_address};
 use crate::world::{Setup, Weather, World, address};
 use shadowmesh_proto::{Rng, Time};
 use std::net::SocketAddr;
@@ -76,6 +76,8 @@ impl Plan {
             lag: ms(if dice.below(2) == 0 { 0 } else { dice.below(60) }),
             path_mtu: if dice.below(4) == 0 { 700 } else { 1400 },
             relayed: dice.below(4) != 0,
+            // The fourth may.
+            bridge: nodes > 3 && dice.below(2) == 0,
         };
         let calm = Weather {
             delay: ms(1 + dice.below(40)),
@@ -195,7 +197,12 @@ impl Plan {
             }
             let (a, b) = pair(&mut dice, nodes);
             let len = 60 + dice.below(1455) as usize;
-            w.send(a, b, len);
+            let macs = [a, b].map(|n| self.speaker(&mut dice, n));
+            if dice.below(16) == 0 {
+                w.send_all(a, macs[0], len);
+            } else {
+                w.send_between(a, b, macs, len);
+            }
             w.run(Duration::from_nanos(dice.below(2 * self.pace.as_nanos() as u64)));
         }
         if relay_back.is_some() {
@@ -208,6 +215,19 @@ impl Plan {
             datagrams: w.datagrams,
             seconds: w.now.0 / 1_000_000_000,
         })
+    }
+
+    /// Are there hosts behind this node?
+    fn bridges(&self, n: usize) -> bool {
+        self.setup.bridge && !MAY_BRIDGE[n].is_empty()
+    }
+
+    /// Who speaks at a node: itself, or a host behind it.
+    fn speaker(&self, dice: &mut Rng, n: usize) -> [u8; 6] {
+        match self.bridges(n).then(|| dice.below(6)) {
+            Some(i @ 0..3) => host(i as u8),
+            _ => CAST.members[n].id.mac(),
+        }
     }
 
     /// The network heals; then everyone reaches everyone, and nothing is held that should not be.
@@ -229,13 +249,19 @@ impl Plan {
                 if a == b {
                     continue;
                 }
-                let n = w.send(a, b, 100);
+                let mut sent = vec![w.send(a, b, 100)];
                 w.run(Duration::from_secs(3));
+                if self.bridges(a) || self.bridges(b) {
+                    let macs =
+                        [a, b].map(|n| if self.bridges(n) { host(0) } else { CAST.members[n].id.mac() });
+                    sent.push(w.send_between(a, b, macs, 100));
+                    w.run(Duration::from_secs(1));
+                }
                 let stands = Some(a) != revoked && Some(b) != revoked;
-                if stands && !w.judge.arrived(n) {
+                if stands && !sent.iter().all(|n| w.judge.arrived(*n)) {
                     return Err(format!("I4: {a} does not reach {b}; {} {:?}", w.drops(), w.events));
                 }
-                if !stands && w.judge.arrived(n) {
+                if !stands && sent.iter().any(|n| w.judge.arrived(*n)) {
                     return Err(format!("I3: {a} reaches {b} although {revoked:?} is revoked"));
                 }
             }
@@ -248,6 +274,11 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// A host on a LAN.
+fn host(i: u8) -> [u8; 6] {
+    [0x02, 0, 0x5e, 0, 0, i + 1]
 }
 
 fn pair(dice: &mut Rng, nodes: usize) -> (usize, usize) {

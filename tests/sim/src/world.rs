@@ -68,13 +68,15 @@ pub struct Setup {
     pub path_mtu: usize,
     /// Everything goes by a relay; else every node knows the others' addresses.
     pub relayed: bool,
+    /// Whose certificate allows it bridges.
+    pub bridge: bool,
 }
 
 impl Setup {
     /// The product's own defaults, and snapshots that are never late.
     pub fn plain(nodes: usize, relayed: bool) -> Self {
         let rekey = Duration::from_secs(120);
-        Setup { nodes, rekey, rekey_both: false, lag: Duration::ZERO, path_mtu: 1400, relayed }
+        Setup { nodes, rekey, rekey_both: false, lag: Duration::ZERO, path_mtu: 1400, relayed, bridge: false }
     }
 }
 
@@ -249,6 +251,7 @@ impl World {
             owners: if n == 0 { vec![(STAGE.relay, STAGE.owner.duplicate())] } else { vec![] },
             invites: Default::default(),
             suites: vec![Suite::ChaCha20Poly1305],
+            bridge: self.setup.bridge,
             mtu: 1500,
             path_mtu: self.setup.path_mtu,
             rekey: self.setup.rekey,
@@ -319,16 +322,23 @@ impl World {
         self.relay.as_ref()?.core.as_ref()?.poll_timeout()
     }
 
-    /// MACs of the nodes.
-    pub fn macs(&self) -> Vec<[u8; 6]> {
-        self.nodes.iter().map(|n| n.id.mac()).collect()
-    }
-
     /// One node's device gives a numbered frame for another.
     pub fn send(&mut self, from: usize, to: usize, len: usize) -> u64 {
-        let n = self.judge.send(from, to, len);
-        let macs = self.macs();
-        let frame = guest::frame(macs[from], macs[to], n, len);
+        let macs = [from, to].map(|n| self.nodes[n].id.mac());
+        self.send_between(from, to, macs, len)
+    }
+
+    /// The same between hosts behind them, or a host and a node: by their MACs.
+    pub fn send_between(&mut self, from: usize, to: usize, macs: [[u8; 6]; 2], len: usize) -> u64 {
+        let (n, frame) = self.judge.send(from, vec![to], macs, len);
+        self.inject(from, &frame);
+        n
+    }
+
+    /// A group frame, to all.
+    pub fn send_all(&mut self, from: usize, src: [u8; 6], len: usize) -> u64 {
+        let to = (0..self.nodes.len()).filter(|n| *n != from).collect();
+        let (n, frame) = self.judge.send(from, to, [src, [0x33, 0x33, 0, 0, 0, 1]], len);
         self.inject(from, &frame);
         n
     }
@@ -522,15 +532,12 @@ impl World {
     }
 
     fn delivered(&mut self, n: usize, frame: &[u8]) {
-        let macs = self.macs();
         if guest::number(frame).is_none() {
             self.taken.push((n, frame.to_vec()));
         }
-        if let Err(broken) = self.judge.deliver(n, frame, &macs) {
-            panic!("{broken}");
-        }
-        let sender = macs.iter().position(|m| frame.get(6..12) == Some(&m[..]));
-        if let Some(s) = sender {
+        let sender = self.judge.deliver(n, frame).unwrap_or_else(|broken| panic!("{broken}"));
+        let src = |s: &SimNode| frame.get(6..12) == Some(&s.id.mac()[..]);
+        if let Some(s) = sender.or_else(|| self.nodes.iter().position(src)) {
             let id = self.nodes[s].id;
             let node = &self.nodes[n].endpoint.node;
             let valid = node.roster().is_valid(&id, node.unix(self.now));

@@ -21,7 +21,14 @@ fn world(seed: u64, weather: Weather) -> World {
 }
 
 fn terms(expires: u64) -> Terms {
-    Terms { name: None, roles: Roles::MEMBER, tags: vec![], expires, reusable: false }
+    Terms {
+        name: None,
+        roles: Roles::MEMBER,
+        tags: vec![],
+        bridge: Default::default(),
+        expires,
+        reusable: false,
+    }
 }
 
 fn invite(w: &mut World, expires: u64) -> Invite {

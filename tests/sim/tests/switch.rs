@@ -134,7 +134,7 @@ fn the_source_guard() {
     let mut prefix6 = [0; 8];
     prefix6.copy_from_slice(&ip6(0).octets()[..8]);
     let mesh = MeshPrefixes { subnet4: CAST.genesis.subnet4, prefix6 };
-    let guard = Guard { mac: mac(1), ipv4: Some(ip4(1)), ipv6: ip6(1) };
+    let guard = Guard { mac: mac(1), ipv4: Some(ip4(1)), ipv6: ip6(1), bridge: None };
     let v4 = |src: Ipv4Addr| {
         let mut b = vec![0x45; 40];
         b[12..16].copy_from_slice(&src.octets());

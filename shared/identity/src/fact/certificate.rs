@@ -4,9 +4,9 @@ use std::net::Ipv4Addr;
 
 use shadowmesh_crypto::sign;
 
+use super::Bridge;
 use crate::{
     DAY, Name, ParseError,
-    address::Prefix,
     codec::{Put, Reader},
 };
 
@@ -14,9 +14,6 @@ use crate::{
 pub const MAX_LIFETIME: u64 = 366 * DAY;
 
 const MAX_TAGS: usize = 16;
-const MAX_MACS: usize = 32;
-const MAX_VLANS: usize = 32;
-const MAX_PREFIXES: usize = 16;
 
 /// What a member may do. Bits that this version does not know are kept and mean nothing to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,24 +63,6 @@ impl Roles {
     }
 }
 
-/// What a member may speak for besides itself: hosts bridged behind it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bridge {
-    /// Source MACs, at most 32.
-    pub macs: Vec<[u8; 6]>,
-    /// VLAN ids, 1 to 4094, at most 32.
-    pub vlans: Vec<u16>,
-    /// IP prefixes, at most 16.
-    pub prefixes: Vec<Prefix>,
-}
-
-impl Bridge {
-    /// Whether it may speak for nothing.
-    pub fn is_empty(&self) -> bool {
-        self.macs.is_empty() && self.vlans.is_empty() && self.prefixes.is_empty()
-    }
-}
-
 /// Who a member is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
@@ -118,13 +97,7 @@ impl Certificate {
         let (not_before, not_after) = (reader.u64()?, reader.u64()?);
         check_lifetime(not_before, not_after, MAX_LIFETIME)?;
         let serial = reader.array()?;
-        let macs = reader.list(MAX_MACS, "a certificate's list of MACs", Reader::array)?;
-        let vlans = reader.list(MAX_VLANS, "a certificate's list of VLANs", |r| match r.u16()? {
-            id @ 1..=4094 => Ok(id),
-            _ => Err(ParseError::Invalid("a VLAN id is not 1 to 4094")),
-        })?;
-        let prefixes = reader.list(MAX_PREFIXES, "a certificate's list of prefixes", Prefix::read)?;
-        let bridge = Bridge { macs, vlans, prefixes };
+        let bridge = Bridge::read(reader)?;
         Ok(Certificate { key, name, roles, tags, ipv4, not_before, not_after, serial, bridge })
     }
 
@@ -140,9 +113,7 @@ impl Certificate {
         out.put_u64(self.not_before);
         out.put_u64(self.not_after);
         out.put(&self.serial);
-        out.put_list(&self.bridge.macs, |out, mac| out.put(mac));
-        out.put_list(&self.bridge.vlans, |out, id| out.put_u16(*id));
-        out.put_list(&self.bridge.prefixes, |out, prefix| prefix.write(out));
+        self.bridge.write(out);
     }
 }
 

@@ -16,6 +16,7 @@
 //! knows ([`crate::Roster::next_seq`]). So "after sequence n" means the same to all.
 
 mod access;
+mod bridge;
 mod certificate;
 mod leaf;
 mod tombstone;
@@ -25,7 +26,8 @@ use std::{fmt, sync::Arc};
 use shadowmesh_crypto::{Error as CryptoError, Hash, Label, Zeroizing, kdf, sign};
 
 pub use access::Access;
-pub use certificate::{Bridge, Certificate, MAX_LIFETIME as MAX_CERTIFICATE_LIFETIME, Roles};
+pub use bridge::{ANY_MAC, Bridge};
+pub use certificate::{Certificate, MAX_LIFETIME as MAX_CERTIFICATE_LIFETIME, Roles};
 pub use leaf::{Leaf, Location, MAX_LIFETIME as MAX_LEAF_LIFETIME, MAX_LOCATIONS};
 pub use tombstone::{Reason, Tombstone};
 

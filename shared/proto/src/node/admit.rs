@@ -13,7 +13,7 @@ use shadowmesh_crypto::Hash;
 use shadowmesh_identity::book::{InviteBook, Redeem, Terms};
 use shadowmesh_identity::fact::{Body, Reason};
 use shadowmesh_identity::invite::{InviteSecret, Meeting};
-use shadowmesh_identity::{Bridge, Certificate, Claim, DAY, Fact, Invite, Name, NodeId, Tombstone};
+use shadowmesh_identity::{Certificate, Claim, DAY, Fact, Invite, Name, NodeId, Tombstone};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::{CHUNK, Control, MAX_CHUNKS, Status};
 use shadowmesh_wire::data::{Kind, Ping};
@@ -381,7 +381,7 @@ impl Node {
             not_before: unix.saturating_sub(DAY),
             not_after: unix + CERTIFICATE_LIFETIME,
             serial: record.serial,
-            bridge: Bridge::default(),
+            bridge: record.terms.bridge.clone(),
         });
         let seq = self.roster.next_seq();
         let signed = Fact::sign(&self.config.identity, self.roster.network(), node, seq, unix, &body);

@@ -32,6 +32,8 @@ pub struct NodeConfig {
     pub invites: InviteBook,
     /// Suites, the preferred first.
     pub suites: Vec<Suite>,
+    /// The device is a port of a bridge: hosts behind it may send and are sent to, as the own certificate allows.
+    pub bridge: bool,
     /// MTU of the device, bytes.
     pub mtu: usize,
     /// Largest datagram to a peer before its path is probed, without a relay header, bytes.

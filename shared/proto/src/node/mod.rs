@@ -16,18 +16,20 @@ mod heard;
 mod indexes;
 mod own;
 mod peer;
+mod publish;
 mod rekey;
 mod relays;
 mod renewal;
 mod rotation;
 mod session;
 mod sessions;
+mod stations;
 mod switch;
 mod sync;
 
 use crate::batch::{Drops, Plain, Upcall};
 use crate::handshake::{Bounds, Credential, Responder, Source};
-use crate::snapshot::{Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
+use crate::snapshot::{Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
 use crate::work::{Work, WorkDone};
 use crate::{LaneStats, Rng, Sealer, Time};
 use indexes::Indexes;
@@ -37,6 +39,7 @@ use shadowmesh_crypto::kem;
 use shadowmesh_identity::book::InviteBook;
 use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
 use shadowmesh_wire::DropReason;
+use stations::Stations;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -91,6 +94,7 @@ pub struct Node {
     untellable: Vec<Hash>,
     jobs: HashMap<u64, sync::Pending>,
     next_job: u64,
+    stations: Stations,
     housekeeping: Time,
     revoked_self: bool,
     snapshot: Arc<Snapshot>,
@@ -118,11 +122,13 @@ impl Node {
         };
         let snapshot = Arc::new(Snapshot {
             version: 0,
-            mac: id.mac(),
             mtu: config.mtu,
             prefixes: MeshPrefixes { subnet4: config.genesis.subnet4, prefix6 },
             peers: HashMap::new(),
+            own: Guard { mac: id.mac(), ipv4: None, ipv6: id.ipv6(&network), bridge: None },
             macs: HashMap::new(),
+            stations: HashMap::new(),
+            bridges: vec![],
             flood: vec![],
             unreached: false,
         });
@@ -156,6 +162,7 @@ impl Node {
             untellable: vec![],
             jobs: HashMap::new(),
             next_job: 0,
+            stations: Stations::default(),
             housekeeping: now,
             revoked_self: false,
             snapshot,
@@ -319,9 +326,10 @@ impl Node {
         self.publish();
     }
 
-    /// A frame from the device that the sealer left to us.
-    pub fn handle_frame(&mut self, now: Time, frame: &[u8]) {
-        if let Err(reason) = self.switch_frame(now, frame) {
+    /// A frame from the device that the sealer left to us; `by` is the snapshot that it had: whom it has sent a group
+    /// frame to itself.
+    pub fn handle_frame(&mut self, now: Time, frame: &[u8], by: &Snapshot) {
+        if let Err(reason) = self.switch_frame(now, frame, by) {
             self.drops.count(reason);
         }
         self.publish();
@@ -337,6 +345,7 @@ impl Node {
             self.refresh_invites(now);
             self.guests_expire(now);
             self.farewells_expire(now);
+            self.stations_expire(now);
             self.renew_certificates(now);
             self.refresh_rotations(now);
         }
@@ -513,50 +522,6 @@ impl Node {
             Some(Route::Relay { relay: relay as u32, handle: l.handle })
         });
         by_leaf.or(p.route)
-    }
-
-    fn publish(&mut self) {
-        if !self.dirty {
-            return;
-        }
-        self.dirty = false;
-        for p in 0..self.peers.len() {
-            let reachable = self.is_live(&self.peers[p].node) && self.way(&self.peers[p]).is_some();
-            self.peers[p].reachable = reachable;
-        }
-        let mut peers = HashMap::new();
-        let (mut macs, mut flood, mut unreached) = (HashMap::new(), vec![], false);
-        for p in &self.peers {
-            let Some(member) = self.roster.member(&p.node).filter(|_| self.is_live(&p.node)) else {
-                continue;
-            };
-            let lanes = p.current().and_then(|s| s.tx);
-            let route = self.route(p);
-            macs.insert(member.mac, p.id);
-            match (lanes, route) {
-                (Some(_), Some(_)) => flood.push(p.id),
-                _ => unreached = true,
-            }
-            let forward = Forward {
-                peer: p.id,
-                lanes: route.and(lanes),
-                route: route.unwrap_or(Route::Relay { relay: u32::MAX, handle: 0 }),
-                mtu: self.config.path_mtu,
-                guard: Guard { mac: member.mac, ipv4: member.ipv4, ipv6: member.ipv6 },
-            };
-            peers.insert(p.id, forward);
-        }
-        let old = &self.snapshot;
-        self.snapshot = Arc::new(Snapshot {
-            version: old.version + 1,
-            mac: old.mac,
-            mtu: old.mtu,
-            prefixes: old.prefixes,
-            peers,
-            macs,
-            flood,
-            unreached,
-        });
     }
 
     fn credential(&self, now: Time) -> Option<Credential> {

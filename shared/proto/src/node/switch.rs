@@ -4,31 +4,56 @@
 use super::Node;
 use crate::Time;
 use crate::frame::{self, Outline, Resolution};
-use crate::snapshot::PeerId;
+use crate::snapshot::{Forward, PeerId, Snapshot};
 use shadowmesh_identity::NodeId;
 use shadowmesh_wire::DropReason;
 
 impl Node {
-    /// A frame from the device: unicast without a session, ARP, neighbour discovery, or a group frame that somebody
-    /// without a session should have too.
-    pub(super) fn switch_frame(&mut self, now: Time, frame: &[u8]) -> Result<(), DropReason> {
+    /// A frame from the device: ARP and neighbour discovery, unicast without a session, or what the sealer, `by` its
+    /// snapshot, could not send to all whom it is for.
+    pub(super) fn switch_frame(&mut self, now: Time, frame: &[u8], by: &Snapshot) -> Result<(), DropReason> {
         let o = Outline::read(frame)?;
-        if o.src != self.snapshot.mac {
-            return Err(DropReason::SourceMac);
+        if o.src != self.snapshot.own.mac {
+            self.snapshot.check_source(frame, None)?;
         }
         if let Some(r) = frame::resolution(frame, &o) {
             return self.resolve(now, frame, &o, &r);
         }
-        if o.is_group() {
-            self.reach_the_rest(now, frame);
-            return Ok(());
+        let (known, all) = (by.owner(&o.dst).is_some(), o.is_group());
+        let sent = if all { &by.flood[..] } else { &by.bridges[..] };
+        self.forward(now, frame, &o, if known { &[] } else { sent })
+    }
+
+    /// A frame to whoever has its destination, or to all who may have it, but for those that it was sent to already.
+    fn forward(&mut self, now: Time, frame: &[u8], o: &Outline, sent: &[PeerId]) -> Result<(), DropReason> {
+        /// Sessions that one frame may begin.
+        const AT_ONCE: usize = 64;
+        let to: Vec<PeerId> = match self.snapshot.owner(&o.dst) {
+            Some(owner) => vec![owner.peer],
+            // A member that is none any more.
+            None if self.snapshot.macs.contains_key(&o.dst) => vec![],
+            None => {
+                let may_have =
+                    |f: &&Forward| o.is_group() || f.guard.bridge.as_ref().is_some_and(|b| b.is_any());
+                let mut all: Vec<PeerId> =
+                    self.snapshot.peers.values().filter(may_have).map(|f| f.peer).collect();
+                all.sort_unstable();
+                all
+            }
+        };
+        if to.is_empty() && !o.is_group() {
+            return Err(DropReason::UnknownDestination);
         }
-        let p = self.snapshot.macs.get(&o.dst).copied().ok_or(DropReason::UnknownDestination)?;
-        if self.peers[p as usize].sending.is_some() {
-            // The snapshot was late: the session stands by now.
-            self.send_frame(p, frame);
-        } else {
-            self.queue_frame(now, p, frame);
+        let mut begun = 0;
+        for p in to.into_iter().filter(|p| !sent.contains(p)) {
+            let peer = &self.peers[p as usize];
+            if peer.sending.is_some() {
+                // ARP, or the snapshot was late: the session stands by now.
+                self.send_frame(p, frame);
+            } else if begun < AT_ONCE && (self.route(peer).is_some() || !o.is_group()) {
+                begun += 1;
+                self.queue_frame(now, p, frame);
+            }
         }
         Ok(())
     }
@@ -43,6 +68,10 @@ impl Node {
             Resolution::Ask6 { sender, target } if !sender.is_unspecified() => self.owner6(target),
             _ => None,
         };
+        if owner == Some(self.id) {
+            // A host behind this machine asks for it: the system answers.
+            return Ok(());
+        }
         if let Some(owner) = owner.filter(|n| self.is_live(n)) {
             if let Some(answer) = frame::answer(frame, o, r, owner.mac()) {
                 self.frames.push_back(answer);
@@ -53,40 +82,11 @@ impl Node {
             }
             return Ok(());
         }
-        if !o.is_group() {
-            let p = self.snapshot.macs.get(&o.dst).copied().ok_or(DropReason::UnknownDestination)?;
-            if self.peers[p as usize].sending.is_some() {
-                self.send_frame(p, frame);
-            } else {
-                self.queue_frame(now, p, frame);
-            }
-            return Ok(());
-        }
-        for p in self.snapshot.flood.clone() {
-            self.send_frame(p, frame);
-        }
-        self.reach_the_rest(now, frame);
-        Ok(())
+        self.forward(now, frame, o, &[])
     }
 
     fn owner6(&self, target: std::net::Ipv6Addr) -> Option<NodeId> {
         let p = self.snapshot.peers.values().find(|f| f.guard.ipv6 == target)?;
         Some(self.peers[p.peer as usize].node)
-    }
-
-    /// Sessions are made when first needed: a group frame waits for those that are not there yet.
-    fn reach_the_rest(&mut self, now: Time, frame: &[u8]) {
-        /// Sessions that one broadcast may begin.
-        const AT_ONCE: usize = 64;
-        let rest: Vec<PeerId> = self
-            .peers
-            .iter()
-            .filter(|p| p.sending.is_none() && self.is_live(&p.node) && self.route(p).is_some())
-            .map(|p| p.id)
-            .take(AT_ONCE)
-            .collect();
-        for p in rest {
-            self.queue_frame(now, p, frame);
-        }
     }
 }
