@@ -50,6 +50,12 @@ MUTANTS = [
         (P + "node/heard.rs", "        self.heard_from(now, p);\n        let id = plain.session;",
          "        self.heard_from(now, p);\n        self.peers[p as usize].route = Some(plain.source.route());\n        self.dirty = true;\n        let id = plain.session;"),
     ]),
+    ("group-frame-twice", "the control half sends a group frame to those that the sealer has sent it to", [
+        (P + "node/switch.rs", ".filter(|p| !sent.contains(p))", ".filter(|_| true)"),
+    ]),
+    ("lost-member-flooded", "what is for a member that is none any more goes to the bridges", [
+        (P + "node/publish.rs", ".filter(|m| m.id != self.id)", ".filter(|m| self.is_live(&m.id))"),
+    ]),
     ("payload-in-clear", "the kind says sealed, the bytes are not", [
         (P + "lane.rs", "tag.copy_from_slice(&self.key.seal(self.counter, &header, plain));",
          "let copy = plain.to_vec(); tag.copy_from_slice(&self.key.seal(self.counter, &header, plain)); plain.copy_from_slice(&copy);"),
