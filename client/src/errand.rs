@@ -84,14 +84,15 @@ pub struct Start {
     pub seed: [u8; 32],
 }
 
-/// Runs a machine to its end, on the calling thread. `waiting` hears what it waits for, when that changes.
+/// Runs a machine to its end, on the calling thread. `watch` sees how far it is before it sends what follows from that;
+/// it may end it.
 ///
 /// # Errors
 ///
-/// The machine's own within; [`Problem`]: no socket could be had.
+/// The machine's own within; [`Problem`]: no socket could be had, or `watch` failed.
 pub fn run<M: Machine>(
     make: impl FnOnce(Start) -> M,
-    mut waiting: impl FnMut(&'static str),
+    mut watch: impl FnMut(&M) -> Result<(), Problem>,
 ) -> Result<Result<M::Outcome, JoinError>, Problem> {
     let udp = sockets()?;
     let clock = Clock::new();
@@ -101,7 +102,6 @@ pub fn run<M: Machine>(
     let mut machine = make(Start { now: now(), unix: clock.unix(), seed });
     let mut poller = Poller::new();
     let mut received = RecvBatch::new(16, 2048);
-    let mut told = "";
     loop {
         let due = machine.deadline().is_none_or(|at| at <= now());
         if due {
@@ -110,16 +110,13 @@ pub fn run<M: Machine>(
         while let Some(work) = machine.poll_work() {
             machine.handle_work(now(), work.run());
         }
+        watch(&machine)?;
         while let Some((to, datagram)) = machine.poll_transmit() {
             // What is lost here is sent again by the machine's own timers.
             let _lost = udp.send_to(to, &datagram);
         }
         if let Some(outcome) = machine.outcome() {
             return Ok(outcome);
-        }
-        if machine.waiting() != told {
-            told = machine.waiting();
-            waiting(told);
         }
         let timeout = machine.deadline().map_or(Duration::from_secs(1), |at| at.since(now()));
         let fds: Vec<_> = udp.fds(Queue::Both).map(|fd| (fd, Interest::Read)).collect();

@@ -13,8 +13,9 @@ use std::io::{IsTerminal, Read, Write, stdin, stdout};
 async fn steps(at: &At<'_>, command: &str, path: &str, body: &impl serde::Serialize) -> Result<(), Problem> {
     let each = |line| match line {
         Line::Step(step) => at.printer.checked(&step),
+        Line::Warning(text) if !at.printer.json => at.printer.warning(&text),
         Line::Waiting(what) => at.printer.waiting(&what),
-        Line::Reply(_) | Line::Done(_) | Line::Problem(_) => {}
+        Line::Warning(_) | Line::Reply(_) | Line::Done(_) | Line::Problem(_) => {}
     };
     let mut done = at.client.stream(path, body, each).await?;
     at.printer.clear_waiting();

@@ -11,6 +11,8 @@ pub struct Printer {
     pub json: bool,
     /// The output is a terminal.
     pub terminal: bool,
+    /// And so many columns wide.
+    pub columns: Option<usize>,
     /// Colours are wanted.
     pub colour: bool,
 }
@@ -19,13 +21,21 @@ impl Printer {
     pub fn new(json: bool) -> Self {
         let terminal = stdout().is_terminal();
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-        Printer { json, terminal, colour: terminal && !no_colour }
+        let columns = shadowmesh_host::terminal::columns(stdout());
+        Printer { json, terminal, columns, colour: terminal && !no_colour }
     }
 
     /// One line. A pipe that was closed is no error.
     pub fn line(&self, text: impl AsRef<str>) {
         let mut out = stdout().lock();
         let _closed = writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush());
+    }
+
+    /// Rows under a head, as wide as the terminal at most.
+    pub fn table(&self, head: &[&str], rows: &[Vec<String>]) {
+        for line in table(head, rows, self.columns) {
+            self.line(line);
+        }
     }
 
     /// An object for programs.
@@ -94,23 +104,55 @@ pub fn usage(what: impl Into<String>) -> Problem {
     Problem::new(Exit::Usage, what)
 }
 
-/// Columns as wide as what stands in them; the last one ends the line.
-pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+/// What goes on a further line stands so far in.
+const INSET: usize = 2;
+
+/// Columns as wide as what stands in them; the last one ends the line. Columns for which a terminal has no room go to
+/// further lines of each row.
+pub fn table(head: &[&str], rows: &[Vec<String>], room: Option<usize>) -> Vec<String> {
     let width = |i: usize| {
         let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
         cells.chain(head.get(i).map(|h| h.chars().count())).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let line = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells
-            .iter()
-            .zip(&widths)
-            .map(|(c, w)| format!("{c}{}", " ".repeat(w - c.chars().count().min(*w))))
-            .collect();
-        padded.join("  ").trim_end().to_owned()
+    // Which column begins a further line.
+    let (mut begins, mut used) = (vec![false; head.len()], 0);
+    for (i, w) in widths.iter().enumerate().skip(1) {
+        used += 2 + widths[i - 1];
+        if room.is_some_and(|room| used + w > room) {
+            begins[i] = true;
+            used = INSET;
+        }
+    }
+    let put = |cells: Vec<&str>| {
+        let mut lines = vec![String::new()];
+        for (i, cell) in cells.iter().enumerate() {
+            if begins[i] {
+                lines.push(" ".repeat(INSET));
+            }
+            let last = lines.len() - 1;
+            lines[last].push_str(&format!("{cell:<0$}  ", widths[i]));
+        }
+        lines.into_iter().map(|l| l.trim_end().to_owned())
     };
-    let mut lines = vec![line(head.to_vec())];
-    lines.extend(rows.iter().map(|r| line(r.iter().map(String::as_str).collect())));
+    let mut lines: Vec<String> = put(head.to_vec()).collect();
+    lines.extend(rows.iter().flat_map(|r| put(r.iter().map(String::as_str).collect())));
+    lines
+}
+
+/// Parts of a line; those for which a terminal has no room go to further lines, set in.
+pub fn parts(parts: &[&str], inset: usize, room: Option<usize>) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for part in parts {
+        match lines.last_mut() {
+            Some(l) if room.is_none_or(|room| l.chars().count() + 2 + part.chars().count() <= room) => {
+                l.push_str("  ");
+                l.push_str(part);
+            }
+            Some(_) => lines.push(format!("{:inset$}{part}", "")),
+            None => lines.push((*part).to_owned()),
+        }
+    }
     lines
 }
 
@@ -145,7 +187,21 @@ mod tests {
     fn tables_fit_what_is_in_them() {
         let rows =
             vec![vec!["pi".to_owned(), "10.83.112.9".to_owned()], vec!["—".to_owned(), "x".to_owned()]];
-        assert_eq!(table(&["PEER", "ADDRESS"], &rows), ["PEER  ADDRESS", "pi    10.83.112.9", "—     x"]);
+        let all = ["PEER  ADDRESS", "pi    10.83.112.9", "—     x"];
+        assert_eq!(table(&["PEER", "ADDRESS"], &rows, None), all);
+        assert_eq!(table(&["PEER", "ADDRESS"], &rows, Some(17)), all);
+        let narrow = ["PEER", "  ADDRESS", "pi", "  10.83.112.9", "—", "  x"];
+        assert_eq!(table(&["PEER", "ADDRESS"], &rows, Some(16)), narrow);
+        assert_eq!(table(&["PEER", "ADDRESS"], &rows, Some(1)), narrow);
+    }
+
+    #[test]
+    fn parts_go_below() {
+        let all = ["home  10.83.0.1", "fd00::1", "up"];
+        assert_eq!(parts(&all, 4, None), ["home  10.83.0.1  fd00::1  up"]);
+        assert_eq!(parts(&all, 4, Some(28)), ["home  10.83.0.1  fd00::1  up"]);
+        assert_eq!(parts(&all, 4, Some(27)), ["home  10.83.0.1  fd00::1", "    up"]);
+        assert_eq!(parts(&all, 4, Some(20)), ["home  10.83.0.1", "    fd00::1  up"]);
     }
 
     #[test]

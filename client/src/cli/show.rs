@@ -1,7 +1,7 @@
 //! The commands that look: `status`, `peers`, `ping` and the lists.
 
 use super::At;
-use super::print::{age, rtt, table};
+use super::print::{age, parts, rtt, table};
 use shadowmesh_control::{
     Identity, Invites, Line, NetworkStatus, PeerStatus, Ping, PingReply, Problem, Status,
 };
@@ -26,7 +26,7 @@ pub async fn status(at: &At<'_>) -> Result<(), Problem> {
         if i > 0 {
             printer.line("");
         }
-        for line in network_lines(network) {
+        for line in network_lines(network, printer.columns) {
             printer.line(line);
         }
         for problem in &network.problems {
@@ -36,7 +36,7 @@ pub async fn status(at: &At<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn network_lines(n: &NetworkStatus) -> Vec<String> {
+fn network_lines(n: &NetworkStatus, room: Option<usize>) -> Vec<String> {
     let reachable = n.peers.iter().filter(|p| p.path != "none" && p.secured.is_some()).count();
     let state = match (n.up, n.peers.len()) {
         (false, _) if n.ended.is_some() => "revoked".to_owned(),
@@ -45,14 +45,15 @@ fn network_lines(n: &NetworkStatus) -> Vec<String> {
         (true, all) => format!("{reachable} of {all} peers reachable"),
     };
     let ipv4 = n.ipv4.as_deref().unwrap_or("—");
-    let mut lines = vec![format!("{:<9}{:<10}{ipv4}  {}  {state}", n.name, n.interface, n.ipv6)];
+    let first = format!("{:<9}{:<10}{ipv4}", n.name, n.interface);
+    let mut lines = parts(&[&first, &n.ipv6, &state], 9, room);
     for r in &n.relays {
         let how = match (r.up, r.rtt) {
             (true, Some(t)) => format!("udp  {}", rtt(t)),
             (true, None) => "udp".into(),
             (false, _) => "no answer".into(),
         };
-        lines.push(format!("{:<9}{}  {how}", "relay", r.place));
+        lines.extend(parts(&[&format!("{:<9}{}", "relay", r.place), &how], 9, room));
     }
     if let Some(bridge) = &n.bridge {
         lines.push(format!("{:<9}{bridge}", "bridge"));
@@ -60,7 +61,7 @@ fn network_lines(n: &NetworkStatus) -> Vec<String> {
     if !n.peers.is_empty() {
         lines.push(String::new());
         let rows: Vec<_> = n.peers.iter().map(row).collect();
-        lines.extend(table(&["PEER", "ADDRESS", "PATH", "RTT", "LOSS", "MTU", "SECURED"], &rows));
+        lines.extend(table(&["PEER", "ADDRESS", "PATH", "RTT", "LOSS", "MTU", "SECURED"], &rows, room));
     }
     lines
 }
@@ -114,9 +115,7 @@ pub async fn peers(at: &At<'_>) -> Result<(), Problem> {
             ]
         })
         .collect();
-    for line in table(&["PEER", "IPV4", "IPV6", "ROLES", "PATH"], &rows) {
-        printer.line(line);
-    }
+    printer.table(&["PEER", "IPV4", "IPV6", "ROLES", "PATH"], &rows);
     Ok(())
 }
 
@@ -177,9 +176,7 @@ pub async fn networks(at: &At<'_>) -> Result<(), Problem> {
             vec![n.name.clone(), state.into(), n.interface.clone(), n.subnet4.clone(), members]
         })
         .collect();
-    for line in table(&["NETWORK", "STATE", "INTERFACE", "SUBNET", "MEMBERS"], &rows) {
-        at.printer.line(line);
-    }
+    at.printer.table(&["NETWORK", "STATE", "INTERFACE", "SUBNET", "MEMBERS"], &rows);
     Ok(())
 }
 
@@ -229,9 +226,7 @@ pub async fn invites(at: &At<'_>) -> Result<(), Problem> {
             vec![i.id.clone(), name, i.state.clone(), kind.into(), i.expires.clone(), by]
         })
         .collect();
-    for line in table(&["INVITE", "FOR", "STATE", "GOOD FOR", "UNTIL", "USED BY"], &rows) {
-        at.printer.line(line);
-    }
+    at.printer.table(&["INVITE", "FOR", "STATE", "GOOD FOR", "UNTIL", "USED BY"], &rows);
     Ok(())
 }
 
@@ -253,8 +248,6 @@ pub async fn identity(at: &At<'_>) -> Result<(), Problem> {
             vec![n.network.clone(), n.device.clone(), n.node.clone(), root.into()]
         })
         .collect();
-    for line in table(&["NETWORK", "NAME", "NODE", "ROOT KEY HERE"], &rows) {
-        at.printer.line(line);
-    }
+    at.printer.table(&["NETWORK", "NAME", "NODE", "ROOT KEY HERE"], &rows);
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! is there, as a whole.
 
 use super::{Daemon, control};
-use crate::errand::{self, Start};
+use crate::errand::{self, Machine, Start};
 use crate::state::{Meta, NewNetwork};
 use shadowmesh_control::{CreateNetwork, Exit, Join, Line, Problem, Step};
 use shadowmesh_crypto::Secret;
@@ -12,7 +12,7 @@ use shadowmesh_identity::fact::Body;
 use shadowmesh_identity::{
     Access, Certificate, DAY, Fact, Genesis, Invite, Name, NodeId, RelayUrl, Roles, Seed, address,
 };
-use shadowmesh_proto::join::{JoinConfig, JoinError, Joined, Joiner, Registered, Registrar};
+use shadowmesh_proto::join::{JoinConfig, JoinError, JoinProgress, Joined, Joiner, Registered, Registrar};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -33,6 +33,10 @@ type Lines = mpsc::Sender<Line>;
 async fn step(lines: &Lines, what: &str, detail: String) {
     let step = Step { what: what.into(), detail };
     let _asker_went_away = lines.send(Line::Step(step)).await;
+}
+
+async fn warn(lines: &Lines, text: String) {
+    let _asker_went_away = lines.send(Line::Warning(text)).await;
 }
 
 /// For people.
@@ -159,20 +163,13 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
     }
     let device = device_name(&daemon, asked.device.as_deref(), invite.name.clone())?;
     let name = daemon.state.free_name(&invite.network_name)?;
-    let (seed, seed_is_new) = match daemon.state.seed()? {
-        Some(seed) => (seed, false),
-        None => (Seed::random(), true),
-    };
-    if seed_is_new {
-        // Stored before it is certified: an invite that was used for an identity which a crash forgot would be lost.
-        daemon.state.store_seed(&seed)?;
-    }
+    let seed = daemon.state.seed()?.unwrap_or_else(Seed::random);
     let mut incarnation = daemon.state.incarnation(&network)?;
     let mut revoked = None;
     let (joined, node) = loop {
         let identity = Arc::new(seed.identity_key(&network, incarnation).map_err(crypto("the identity"))?);
         let node = NodeId::of(identity.public());
-        match ask(&daemon, &asked.url, identity, device.clone(), &lines).await? {
+        match ask(&daemon, &asked.url, &seed, identity, device.clone(), &lines).await? {
             Ok(joined) => break (joined, node),
             // A revoked identity never comes back; the seed has others, and the invite is not used up by asking.
             Err(JoinError::Revoked(why)) if incarnation < MAX_INCARNATION => {
@@ -202,7 +199,7 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
         let behind = crate::cli::print::age(joined.skew as f64);
         let text =
             format!("this machine's clock is {behind} behind {inviter}'s; set it:  timedatectl set-ntp true");
-        step(&lines, "warning", text).await;
+        warn(&lines, text).await;
     }
     step(&lines, "certificate", "verified (ML-DSA-87 + Ed25519)".into()).await;
     step(&lines, "identity", format!("{device}  {}", node.short())).await;
@@ -214,17 +211,29 @@ pub async fn join(daemon: Arc<Daemon>, asked: Join, lines: Lines) -> Result<serd
     Ok(done)
 }
 
-/// Asks the inviter for a certificate.
+/// Asks the inviter for a certificate. The seed is stored when that goes out, and not before: an invite that was used for
+/// an identity which a crash forgot would be lost, and who gets no further may have other words to restore.
 async fn ask(
     daemon: &Daemon,
     url: &str,
+    seed: &Seed,
     identity: Arc<SigningKey>,
     name: Name,
     lines: &Lines,
 ) -> Result<Result<Joined, JoinError>, Problem> {
     let invite: Invite = url.parse().map_err(|e| bad("this is no invite", e))?;
     let suites = daemon.config.read().unwrap_or_else(PoisonError::into_inner).crypto.preferred();
-    let waiting = waiting_lines(lines);
+    let (state, mut waiting) = (daemon.state.clone(), waiting_lines(lines));
+    let mut unstored = state.seed()?.is_none().then(|| Seed::new(seed.secret().duplicate()));
+    let watch = move |joiner: &Joiner| {
+        if matches!(joiner.progress(), JoinProgress::Claim | JoinProgress::Bundle)
+            && let Some(seed) = unstored.take()
+        {
+            state.store_seed(&seed)?;
+        }
+        waiting(joiner.waiting());
+        Ok(())
+    };
     apart(move || {
         let (mut relays, mut unknown) = (vec![], None);
         for meeting in &invite.relays {
@@ -237,7 +246,7 @@ async fn ask(
             return Err(p);
         }
         let config = JoinConfig { invite, relays, identity, name, suites };
-        errand::run(|s: Start| Joiner::new(config, s.now, s.unix, s.seed), waiting)
+        errand::run(|s: Start| Joiner::new(config, s.now, s.unix, s.seed), watch)
     })
     .await
 }
@@ -277,7 +286,7 @@ async fn up(daemon: &Arc<Daemon>, name: &Name, lines: &Lines) -> Result<serde_js
     let address = status.ipv4.clone().unwrap_or_else(|| status.ipv6.clone());
     step(lines, "up", format!("{}  {address}", status.interface)).await;
     for warning in &status.problems {
-        step(lines, "but", warning.clone()).await;
+        warn(lines, warning.clone()).await;
     }
     Ok(serde_json::json!({ "network": status }))
 }
@@ -308,10 +317,14 @@ async fn register(daemon: &Daemon, url: &RelayUrl, lines: &Lines) -> Result<Regi
     let suites = daemon.config.read().unwrap_or_else(PoisonError::into_inner).crypto.preferred();
     let (relay, place) = (url.relay, url.address.clone());
     let token = url.token.as_ref().map(|t| *t.expose());
-    let waiting = waiting_lines(lines);
+    let mut waiting = waiting_lines(lines);
+    let watch = move |registrar: &Registrar| {
+        waiting(registrar.waiting());
+        Ok(())
+    };
     apart(move || {
         let address = errand::resolve(&place)?;
-        errand::run(|s: Start| Registrar::new(relay, address, token, suites, s.now, s.unix, s.seed), waiting)?
+        errand::run(|s: Start| Registrar::new(relay, address, token, suites, s.now, s.unix, s.seed), watch)?
             .map_err(|e| errand::problem(&e))
     })
     .await
@@ -321,11 +334,15 @@ async fn register(daemon: &Daemon, url: &RelayUrl, lines: &Lines) -> Result<Regi
     })
 }
 
+/// Says what is waited for, when that changes.
 fn waiting_lines(lines: &Lines) -> impl FnMut(&'static str) + Send + 'static {
-    let lines = lines.clone();
+    let (lines, mut told) = (lines.clone(), "");
     move |what| {
-        // Shown if there is room; nothing depends on it.
-        let _full = lines.try_send(Line::Waiting(what.to_owned()));
+        if what != told {
+            told = what;
+            // Shown if there is room; nothing depends on it.
+            let _full = lines.try_send(Line::Waiting(what.to_owned()));
+        }
     }
 }
 

@@ -58,7 +58,7 @@ impl Loop {
                     let make = |s: errand::Start| {
                         Registrar::rotate(relay, address, (owner, access), suites, s.now, s.unix, s.seed)
                     };
-                    errand::run(make, |_waiting| {})
+                    errand::run(make, |_| Ok(()))
                 })
                 .map_or_else(|p| Some(p.what), |outcome| outcome.err().map(|e| e.to_string()));
             let _loop_ended = found.send(Found::Rotated { relay, access: told, trouble });

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 pub enum Line {
     /// A step that was checked.
     Step(Step),
+    /// What is not as it should be, though it goes on.
+    Warning(String),
     /// What is waited for now.
     Waiting(String),
     /// A reply to a ping.

@@ -14,6 +14,7 @@
 //! | [`store`] | files that survive a crash at any moment |
 //! | [`peercred`] | who is at the other end of a Unix socket |
 //! | [`service`] | telling the service manager |
+//! | [`terminal`] | how wide it is |
 //! | [`memory`] | giving back what was needed only to start |
 //!
 //! `clock`, `tap`, `udp` and `wake` are for the packet loop, a plain thread, and never block except in
@@ -28,5 +29,6 @@ pub mod ration;
 pub mod service;
 pub mod store;
 pub mod tap;
+pub mod terminal;
 pub mod udp;
 pub mod wake;

@@ -1,8 +1,9 @@
 //! Certificates near their end are renewed by the admin's node, for members that are there; and who misses its own new
 //! one is still known by the old.
 
-use shadowmesh_identity::DAY;
-use shadowmesh_sim::cast::EPOCH;
+use shadowmesh_identity::fact::Body;
+use shadowmesh_identity::{Certificate, DAY, Fact};
+use shadowmesh_sim::cast::{CAST, EPOCH};
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::time::Duration;
 
@@ -104,4 +105,69 @@ fn who_missed_its_renewal_is_known() {
     }
     w.run(SECONDS(20));
     assert!(left(&w, 2, 2) > 360);
+}
+
+/// Member `of` renewed by the admin's key, at node `at`.
+fn renew(w: &mut World, at: usize, of: usize, seq: u64) {
+    let member = &CAST.members[of];
+    let old = member.certificate.fact().certificate().expect("a certificate").clone();
+    let body = Body::Certificate(Certificate { not_after: EPOCH + (300 + seq) * DAY, ..old });
+    let fact = Fact::sign(&CAST.members[0].identity, CAST.genesis.id(), member.id, seq, EPOCH, &body);
+    let now = w.now;
+    w.nodes[at].endpoint.node.add_fact(now, fact.expect("signed"));
+    w.nodes[at].endpoint.settle(now);
+    w.drain(at);
+}
+
+fn rekeys(w: &World, at: usize, with: usize) -> u64 {
+    let status = w.nodes[at].endpoint.node.peer_status();
+    status.iter().find(|p| p.node == w.nodes[with].id).map_or(0, |p| p.rekeys.0)
+}
+
+/// Two who cannot reach the admin, nor for a moment each other, while one of them or each is renewed: only one knows. Then
+/// a rekey is due; it goes through, whoever knows which certificate, and loses no frame. [P-REKEY]
+#[test]
+fn a_rekey_beside_a_renewal() {
+    let due = SECONDS(25);
+    // Who hears of whose renewal: (at, of).
+    let stories: [&[(usize, usize)]; 6] =
+        [&[(1, 1)], &[(2, 2)], &[(1, 2)], &[(2, 1)], &[(1, 1), (2, 2)], &[(1, 2), (2, 1)]];
+    for (seed, heard) in stories.into_iter().enumerate() {
+        for (loss, before) in [(0, 3000), (0, 300), (0, 10), (100, 300)] {
+            let setup = Setup { rekey: due, ..Setup::plain(3, false) };
+            let weather = Weather { delay: Duration::from_millis(10), ..Weather::CALM };
+            let mut w = World::new(seed as u64, setup, weather);
+            for (a, b) in [(1, 2), (0, 1), (0, 2)] {
+                w.send(a, b, 100);
+            }
+            let began = w.now;
+            w.run_until(began + due - Duration::from_millis(before + 100));
+            for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+                w.cut.extend([(address(a), address(b)), (address(b), address(a))]);
+            }
+            for (seq, (at, of)) in (50..).zip(heard) {
+                renew(&mut w, *at, *of, seq);
+            }
+            w.run(Duration::from_millis(100));
+            w.cut.retain(|(from, to)| [from, to].contains(&&address(0)));
+            w.weather.loss = loss;
+            let mut done = None;
+            while w.now.since(began) < due * 8 / 5 {
+                w.send(1, 2, 100);
+                w.send(2, 1, 100);
+                w.run(Duration::from_millis(5));
+                if rekeys(&w, 1, 2).min(rekeys(&w, 2, 1)) > 0 {
+                    done = done.or(Some(w.now.since(began)));
+                }
+            }
+            // Before the other side would try, an eighth later.
+            let late = due * 9 / 8;
+            assert!(done.is_some_and(|d| d < late), "{heard:?}, {before} ms, {loss}: {done:?} {}", w.drops());
+            w.run(SECONDS(1));
+            assert!(loss > 0 || w.judge.missing().is_empty(), "{heard:?}, {before} ms: {}", w.drops());
+            for of in [1, 2] {
+                assert_eq!(left(&w, 1, of), left(&w, 2, of), "{heard:?}: of node {of}");
+            }
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! A partition hides a revocation; it ends, and within a second of the first packet that crosses again the revoked
 //! member is cut, however long it lasted and whoever had given up on whom.
 
-use shadowmesh_identity::fact::Reason;
+use shadowmesh_crypto::secret::Secret;
+use shadowmesh_identity::fact::{Body, Reason};
+use shadowmesh_identity::{Certificate, Fact, NodeId, Seed, Tombstone};
 use shadowmesh_proto::Time;
 use shadowmesh_sim::cast::{CAST, EPOCH, relay_address};
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -288,4 +291,55 @@ fn whose_admin_was_revoked_hears_it() {
             (admin, "the network's root".into())
         );
     }
+}
+
+/// Twenty revoked members come back at once: sixteen are told, the others when there is room again; members notice nothing.
+/// [P-FAREWELL]
+#[test]
+fn sixteen_farewells_at_once() {
+    let mut w = World::new(12, Setup::plain(2, false), of_delay(25));
+    w.send(0, 1, 100);
+    w.run(Duration::from_secs(1));
+    let (network, admin) = (CAST.genesis.id(), &CAST.members[0]);
+    for n in 0..20 {
+        let seed = Seed::new(Secret::new([100 + n as u8; 32]));
+        let identity = Arc::new(seed.identity_key(&network, 0).expect("an identity"));
+        let id = NodeId::of(identity.public());
+        let like = CAST.members[GONE].certificate.fact().certificate().expect("a certificate").clone();
+        let certificate = Body::Certificate(Certificate {
+            key: identity.public().clone(),
+            name: format!("gone{n}").parse().expect("a name"),
+            ipv4: None,
+            serial: [100 + n as u8; 16],
+            ..like
+        });
+        let tombstone = Body::Tombstone(Tombstone { reason: Reason::LOST, void_after: None });
+        let sign = |seq, body| Fact::sign(&admin.identity, network, id, seq, EPOCH, body).expect("signed");
+        let (certificate, tombstone) = (sign(100 + 2 * n, &certificate), sign(101 + 2 * n, &tombstone));
+        // It knows nobody but the admin, and slept through its revocation.
+        let known = [&admin.certificate, &certificate].map(|f| f.fact().bytes().to_vec());
+        for fact in [certificate, tombstone] {
+            let now = w.now;
+            w.nodes[0].endpoint.node.add_fact(now, fact);
+        }
+        w.enter_joined(identity, known.to_vec());
+    }
+    let now = w.now;
+    w.nodes[0].endpoint.settle(now);
+    w.drain(0);
+    let told = |w: &World| {
+        (2..22).filter(|n| w.events.iter().any(|(of, e)| of == n && e.contains("SelfRevoked"))).count()
+    };
+    for n in 2..22 {
+        w.send(n, 0, 100);
+    }
+    let mut between = vec![];
+    for i in 0..70 {
+        between.push(w.send(i % 2, (i + 1) % 2, 100));
+        w.run(MS(100));
+    }
+    assert_eq!(told(&w), 16, "{}", w.drops());
+    assert!(between.into_iter().all(|n| w.judge.arrived(n)), "{}", w.drops());
+    w.run(Duration::from_secs(8));
+    assert_eq!(told(&w), 20, "{}", w.drops());
 }

@@ -99,9 +99,9 @@ pub struct RekeyOpened {
     pub(super) stage1: Stage1,
     pub(super) sealed: [u8; CREDENTIAL + TAG],
     ephemeral: Box<[u8; KEM]>,
-    /// Hashes of certificate and leaf that the initiator shows: both must be the peer's own.
+    /// Hash of the certificate that the initiator shows, its newest or not.
     pub certificate: Hash,
-    /// The same.
+    /// Hash of the leaf that it shows.
     pub leaf: Hash,
 }
 

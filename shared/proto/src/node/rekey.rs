@@ -104,18 +104,20 @@ impl Node {
         let s = peer.session(id).ok_or(DropReason::NoSession)?;
         let parent = s.parent(&network.0, &peer.node, &me);
         let opened = RekeyOpened::open(&parent, &sid, body, |leaf| self.own.leaf_key(leaf))?;
-        // The same two NodeIds, or refuse: the leaf shown must be the peer's own. [P-REKEY]
+        // The same two NodeIds, or refuse: what is shown must be the peer's own. Its certificate need not be the one that
+        // counts here: either side may have missed a renewal, and a session must not end by that. [P-REKEY]
+        let own = |f: &Fact| f.subject() == peer.node && f.certificate().is_some();
+        if self.roster.get(&opened.certificate).is_some_and(|f| !own(f)) {
+            return Err(DropReason::BadHandshake);
+        }
         let member = self.roster.member(&peer.node).ok_or(DropReason::NotMember)?;
         let leaf = member.leaves().find(|l| l.id() == opened.leaf);
-        let (Some(leaf), true) = (leaf.and_then(Fact::leaf), member.fact.id() == opened.certificate) else {
-            // It has a leaf or certificate that is not here yet: ask for them; its repeat will find them.
-            let wanted = [opened.leaf, opened.certificate];
+        let Some(leaf) = leaf.and_then(Fact::leaf) else {
+            // A leaf that is not here yet: its repeat will find it.
             if let Some(s) = self.peers[p as usize].session_mut(id) {
                 s.rekey_in = None;
             }
-            for hash in wanted {
-                self.pull_fact(now, p, hash);
-            }
+            self.pull_fact(now, p, opened.leaf);
             return Ok(());
         };
         let rank = s.rank.of_rekey();
