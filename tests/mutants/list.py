@@ -51,7 +51,7 @@ MUTANTS = [
          "        self.heard_from(now, p);\n        self.peers[p as usize].route = Some(plain.source.route());\n        self.dirty = true;\n        let id = plain.session;"),
     ]),
     ("group-frame-twice", "the control half sends a group frame to those that the sealer has sent it to", [
-        (P + "node/switch.rs", ".filter(|p| !sent.contains(p))", ".filter(|_| true)"),
+        (P + "node/switch.rs", ".filter(|p| sent.binary_search(p).is_err())", ".filter(|_| true)"),
     ]),
     ("lost-member-flooded", "what is for a member that is none any more goes to the bridges", [
         (P + "node/publish.rs", ".filter(|m| m.id != self.id)", ".filter(|m| self.is_live(&m.id))"),

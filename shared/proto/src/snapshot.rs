@@ -110,9 +110,9 @@ pub struct Snapshot {
     pub macs: HashMap<[u8; 6], PeerId>,
     /// Hosts behind peers that may bridge any, as learned.
     pub stations: HashMap<[u8; 6], PeerId>,
-    /// Peers with a session that may bridge any host: who might have a MAC that nobody is known to have.
+    /// Peers with a session that may bridge any host: who might have a MAC that nobody is known to have. Ascending.
     pub bridges: Vec<PeerId>,
-    /// Peers with a session, for floods.
+    /// Peers with a session, for floods; ascending.
     pub flood: Vec<PeerId>,
     /// Some live member has no session yet: the control half wants to see group frames, to open one.
     pub unreached: bool,

@@ -24,7 +24,8 @@ impl Node {
         self.forward(now, frame, &o, if known { &[] } else { sent })
     }
 
-    /// A frame to whoever has its destination, or to all who may have it, but for those that it was sent to already.
+    /// A frame to whoever has its destination, or to all who may have it, but for those that it was sent to already
+    /// (in ascending order).
     fn forward(&mut self, now: Time, frame: &[u8], o: &Outline, sent: &[PeerId]) -> Result<(), DropReason> {
         /// Sessions that one frame may begin.
         const AT_ONCE: usize = 64;
@@ -34,18 +35,16 @@ impl Node {
             None if self.snapshot.macs.contains_key(&o.dst) => vec![],
             None => {
                 let may_have =
-                    |f: &&Forward| o.is_group() || f.guard.bridge.as_ref().is_some_and(|b| b.is_any());
-                let mut all: Vec<PeerId> =
-                    self.snapshot.peers.values().filter(may_have).map(|f| f.peer).collect();
-                all.sort_unstable();
-                all
+                    |f: &Forward| o.is_group() || f.guard.bridge.as_ref().is_some_and(|b| b.is_any());
+                let all = (0..self.peers.len() as PeerId).filter_map(|p| self.snapshot.peers.get(&p));
+                all.filter(|f| may_have(f)).map(|f| f.peer).collect()
             }
         };
         if to.is_empty() && !o.is_group() {
             return Err(DropReason::UnknownDestination);
         }
         let mut begun = 0;
-        for p in to.into_iter().filter(|p| !sent.contains(p)) {
+        for p in to.into_iter().filter(|p| sent.binary_search(p).is_err()) {
             let peer = &self.peers[p as usize];
             if peer.sending.is_some() {
                 // ARP, or the snapshot was late: the session stands by now.
