@@ -118,11 +118,10 @@ impl Sealer {
         }
         // What nobody is known to have goes to those who may have it. [P-LEARN]
         let to = if unknown { &snapshot.bridges } else { &snapshot.flood };
-        let len = batch.frame(i).len();
-        self.flood_budget(now, len * to.len())?;
+        let frame = batch.frame(i).to_vec();
+        self.flood_budget(now, frame.len() * to.len())?;
         for peer in to {
             if let Some(forward) = snapshot.peers.get(peer) {
-                let frame = batch.frame(i).to_vec();
                 if let Err(reason) = self.seal_copy(forward, &frame, batch) {
                     self.drops.count(reason);
                 }
