@@ -121,10 +121,10 @@ impl Sealer {
         let frame = batch.frame(i).to_vec();
         self.flood_budget(now, frame.len() * to.len())?;
         for peer in to {
-            if let Some(forward) = snapshot.peers.get(peer) {
-                if let Err(reason) = self.seal_copy(forward, &frame, batch) {
-                    self.drops.count(reason);
-                }
+            if let Some(forward) = snapshot.peers.get(peer)
+                && let Err(reason) = self.seal_copy(forward, &frame, batch)
+            {
+                self.drops.count(reason);
             }
         }
         Ok(())
