@@ -1,6 +1,7 @@
 //! `network create` and `join`: how a network comes to be here. All or nothing: it is written when everything it needs
 //! is there, as a whole.
 
+use super::network::SKEW;
 use super::{Daemon, control};
 use crate::errand::{self, Machine, Start};
 use crate::state::{Meta, NewNetwork};
@@ -22,9 +23,6 @@ use tokio::sync::mpsc;
 const LIFETIME: u64 = 365 * DAY;
 /// The first session with the inviter is waited for that long; it may come later.
 const FIRST_PEER: Duration = Duration::from_secs(5);
-/// Seconds that this machine's clock may be behind before it is worth a word.
-const SKEW: i64 = 300;
-
 /// So often a machine may have been revoked in one network.
 const MAX_INCARNATION: u32 = 100;
 

@@ -1,5 +1,6 @@
 //! One network of the daemon: its device and sockets, its addresses, what is shown of it.
 
+use crate::cli::print::age;
 use crate::config::{self, Config, PeerName};
 use crate::engine::{Engine, Inside, PATH_MTU, Setup};
 use crate::state::{self, Meta, NetworkState, Saved, State};
@@ -19,6 +20,9 @@ use tracing::warn;
 
 /// Frames that wait in the kernel for us.
 const TXQUEUELEN: u32 = 128;
+
+/// Seconds that clocks may differ by before it is worth a word.
+pub const SKEW: i64 = 300;
 
 /// Seconds before a certificate's end from which on that is said.
 const WARN_AHEAD: u64 = 45 * DAY;
@@ -340,6 +344,7 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
         status.problems.extend(ends_soon(own.certificate.not_after, node.unix(now), &status.name));
     }
     let places: Vec<_> = node.relay_status();
+    status.problems.extend(places.iter().find_map(clock_off));
     let ago = |t: Time| now.since(t).as_secs_f64();
     for p in node.peer_status() {
         let Some(member) = node.roster().member(&p.node) else { continue };
@@ -403,6 +408,17 @@ fn not_accepted(why: &Invalid, network: &str, clock: u64) -> String {
         ),
         why => format!("this machine is not accepted in \"{network}\": {}", with_dates(&why.to_string())),
     }
+}
+
+/// A clock that differs from a relay's. One that is behind works for a week, which is how long what it signs then is good.
+fn clock_off(relay: &shadowmesh_proto::RelayStatus) -> Option<String> {
+    let ahead = relay.skew.filter(|s| s.abs() > SKEW)?;
+    let (by, how) = (age(ahead.abs() as f64), if ahead > 0 { "behind" } else { "ahead of" });
+    Some(format!(
+        "this machine's clock is {by} {how} that of the relay {}. Set the one that is wrong (timedatectl set-ntp true): \
+         in a week members may take each other for expired.",
+        relay.place
+    ))
 }
 
 /// A warning in the weeks before a certificate ends. It is renewed sixty days ahead, so that something keeps that from

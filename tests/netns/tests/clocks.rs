@@ -71,6 +71,13 @@ fn weeks_behind() {
         laptop.host.must_reach(&pi.address(), 20);
     };
     works(pi);
+    // It goes on saying so, to whoever looks; those whose clocks are right hear nothing.
+    let hears = |machine: &Machine, what: &str| machine.say(&["status"]).1.contains(what);
+    assert!(hears(
+        pi,
+        "clock is 35 days behind that of the relay 203.0.113.2:443. Set the one that is wrong"
+    ));
+    assert!(!hears(laptop, "clock"));
     // It comes back by its own opening and by the other's, with the same clock and with one that is right.
     pi.must(&["down"]);
     pi.must(&["up"]);
@@ -78,6 +85,7 @@ fn weeks_behind() {
     set_right(pi);
     pi.must(&["up"]);
     works(pi);
+    assert!(!hears(pi, "clock"));
 }
 
 #[test]

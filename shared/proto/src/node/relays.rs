@@ -30,6 +30,8 @@ pub(super) struct Link {
     follows: bool,
     /// What the data half is to send by, once the relay has been heard.
     coming: Option<(SocketAddr, u32, Secret<32>)>,
+    /// Its wall clock when this node began, as of the last handshake.
+    wall_base: Option<i64>,
 }
 
 impl Link {
@@ -73,6 +75,8 @@ pub struct RelayStatus {
     pub rtt: Option<Duration>,
     /// Where it is.
     pub address: Option<SocketAddr>,
+    /// Seconds that its clock is ahead of ours.
+    pub skew: Option<i64>,
 }
 
 impl Node {
@@ -101,7 +105,9 @@ impl Node {
             let link = RelayLink::new(relay.0, address, credential, self.config.suites.clone(), now);
             let number = known.unwrap_or(self.links.len());
             let follows = known.is_some_and(|i| self.links[i].is_up());
-            let link = Link { link, place: place.clone(), access, down_since: None, follows, coming: None };
+            let wall_base = known.and_then(|i| self.links[i].wall_base);
+            let (coming, down_since) = (None, None);
+            let link = Link { link, place: place.clone(), access, down_since, follows, coming, wall_base };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),
@@ -131,6 +137,7 @@ impl Node {
             up: l.is_up(),
             rtt: l.link.rtt(),
             address: l.link.address(),
+            skew: l.wall_base.map(|base| base - self.wall_base),
         };
         self.links.iter().map(status).collect()
     }
@@ -199,7 +206,8 @@ impl Node {
             let relay = NodeId(*self.links[i].relay());
             match event {
                 LinkEvent::Verify(bundle) => self.verify_relay(now, i, bundle),
-                LinkEvent::Up { grant, address, up, down, .. } => {
+                LinkEvent::Up { grant, address, up, down, wall, .. } => {
+                    self.links[i].wall_base = Some(wall as i64 - (now.0 / 1_000_000_000) as i64);
                     self.relay_up(now, i, grant, address, &up, down);
                     self.events.push_back(Event::RelayUp(relay));
                 }
