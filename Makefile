@@ -33,23 +33,28 @@ WORLDS ?= 10000
 FROM ?= 0
 sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
 	@mkdir -p target/measured
-	$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json
+	$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json || { scripts/measured target/measured/sim.json; exit 1; }
+	scripts/measured target/measured/sim.json
 
 blind: deps ## searches a relay's memory, state and traffic for what it must not know (root)
 	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
 	$(CARGO) test --locked -p shadowmesh-netns-tests --test blind -- --nocapture
+	scripts/measured target/measured/blind.json
 
 CRASHES ?= 200
 crash: deps ## SIGKILL to the relay under a ping, and to a client at CRASHES=200 moments (root)
 	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
 	CRASHES=$(CRASHES) $(CARGO) test --locked -p shadowmesh-netns-tests --test crash -- --nocapture --test-threads 1
+	scripts/measured target/measured/crash.json target/measured/crash-relay.json
 
 revocation: deps ## how soon a revoked member is cut, behind a partition too, and what a rotation costs (root)
 	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
 	$(CARGO) test --locked -p shadowmesh-netns-tests --test revocation -- --nocapture --test-threads 1
+	scripts/measured target/measured/revocation.json target/measured/rotation.json
 
 mutants: ## mutants of the core that the simulator must catch
-	tests/mutants/run
+	tests/mutants/run || { scripts/measured target/measured/mutants.json; exit 1; }
+	scripts/measured target/measured/mutants.json
 
 bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
@@ -66,7 +71,8 @@ hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SEC
 	scripts/measured target/measured/hostile.json
 
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
-	tests/fuzz/run
+	tests/fuzz/run || { scripts/measured target/measured/fuzz.json; exit 1; }
+	scripts/measured target/measured/fuzz.json
 
 formal: ## the symbolic models against what they are expected to prove (Verifpal; ProVerif where it is installed)
 	tests/formal/run
