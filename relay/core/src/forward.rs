@@ -9,6 +9,9 @@ use shadowmesh_wire::control::Control;
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader};
 use std::net::SocketAddr;
 
+/// A PATH_CHALLENGE with all its headers. Bytes.
+const CHALLENGE_LEN: usize = 70;
+
 impl Relay {
     /// Rewrites the relay header of a datagram for its destination, and gives the destination's address. No allocation
     /// but for the first packet of a sending thread, or from another address.
@@ -30,7 +33,7 @@ impl Relay {
         source.bucket.take(now, datagram.len())?;
         let (handle, scope, moved) = (source.handle, source.scope, source.address != from);
         if moved {
-            self.challenge(now, header.slot, from);
+            self.challenge(now, header.slot, from, datagram.len());
         }
         if let Scope::Network(n) = scope
             && let Some(net) = self.nets.get_mut(n as usize)
@@ -53,13 +56,19 @@ impl Relay {
         Ok(address)
     }
 
-    /// Asks at the address that a client was heard from whether it is there. [P-RELAY-MAC]
-    pub(crate) fn challenge(&mut self, now: Time, slot: u32, to: SocketAddr) {
+    /// Asks at the address that a client was heard from, in a packet of `len` bytes, whether it is there; says whether
+    /// anything was sent. Nobody may be there, so the question is no larger than the packet: a link's own ping is large
+    /// enough. [P-RELAY-MAC, P-AMPLIFY]
+    pub(crate) fn challenge(&mut self, now: Time, slot: u32, to: SocketAddr, len: usize) -> bool {
+        if len < CHALLENGE_LEN {
+            return false;
+        }
         let fresh = self.rng.bytes();
-        let Some(client) = self.clients.get_mut(&slot) else { return };
-        if let Some(challenge) = client.challenge(now, to, fresh) {
+        let challenge = self.clients.get_mut(&slot).and_then(|c| c.challenge(now, to, fresh));
+        if let Some(challenge) = challenge {
             self.send_control(slot, to, &Control::PathChallenge(challenge));
         }
+        challenge.is_some()
     }
 }
 

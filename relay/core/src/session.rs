@@ -39,6 +39,7 @@ impl Relay {
     ) -> Result<(), DropReason> {
         let client = self.clients.get_mut(&header.slot).ok_or(DropReason::UnknownSlot)?;
         client.admit(now, header)?;
+        let asked = datagram.len();
         let packet = datagram.get_mut(RELAY_HEADER..).ok_or(DropReason::Truncated)?;
         if DataHeader::parse(packet)?.index != client.index {
             return Err(DropReason::UnknownIndex);
@@ -49,18 +50,23 @@ impl Relay {
         if !confirmed {
             self.confirm(now, slot)?;
         }
-        if moved {
-            self.challenge(now, slot, from);
-        }
+        let challenged = moved && self.challenge(now, slot, from, asked);
+        // Answers go where the question came from, and are no larger than it. Who may not be there gets one: it asks
+        // again. [P-AMPLIFY]
         match kind {
-            // Answers go where the question came from, and are no larger than it.
             Kind::Ping => {
                 Ping::parse(body)?;
-                self.send(slot, from, Kind::Pong, body);
+                if !challenged {
+                    self.send(slot, from, Kind::Pong, body);
+                }
                 Ok(())
             }
             Kind::Pong => Ok(()),
-            Kind::Control => self.on_control(now, from, slot, Control::parse(body)?),
+            Kind::Control => match Control::parse(body)? {
+                c @ (Control::PathResponse(_) | Control::Bye) => self.on_control(now, from, slot, c),
+                c if !challenged => self.on_control(now, from, slot, c),
+                _ => Ok(()),
+            },
             _ => Err(DropReason::Malformed),
         }
     }

@@ -244,16 +244,16 @@ fn rebinding_only_after_a_challenge() {
     let (to, back) = (t.handle(b), t.handle(a));
     let (old, new) = (t.peers[a].address, "203.0.113.77:77".parse().unwrap());
     // Somebody on the path sends its packet on from elsewhere: forwarded, challenged, never answered.
-    let packet = t.packet(a, to, b"one");
+    let packet = t.packet(a, to, &[1; 60]);
     t.inject(new, &packet);
     assert_eq!(t.peers[b].got.len(), 1);
-    assert!(t.sent.iter().any(|(to, d)| *to == new && d.len() < 100), "no challenge");
+    assert!(t.sent.iter().any(|(to, d)| *to == new && d.len() <= packet.len()), "no challenge");
     t.run(20 * SECOND);
     t.send(b, back, b"x");
     assert!(t.sent.iter().any(|(to, _)| *to == old) && t.relay.metrics().rebinds == 0);
     // It really moves: the next packet and the answer come from there.
     t.peers[a].address = new;
-    t.send(a, to, b"two");
+    t.send(a, to, &[2; 60]);
     assert_eq!(t.relay.metrics().rebinds, 1);
     t.send(b, back, b"y");
     assert!(t.sent.iter().all(|(to, _)| *to == new));
@@ -261,15 +261,18 @@ fn rebinding_only_after_a_challenge() {
     assert_eq!(t.peers[a].ups, 1);
 }
 
-/// Challenges are few, however many packets come from elsewhere.
+/// Challenges are few, however many packets come from elsewhere, and never larger than what they answer. [P-AMPLIFY]
 #[test]
 fn challenges_are_few() {
     let mut t = Table::new(Config::default());
     let (_, p) = t.network(1, 2);
     let to = t.handle(p[1]);
     let mut challenges = 0;
+    let small = t.packet(p[0], to, b"x");
+    t.inject("203.0.113.9:9".parse().unwrap(), &small);
+    assert!(t.sent.iter().all(|(to, _)| to.to_string() != "203.0.113.9:9"), "more than was asked");
     for n in 0..1000u32 {
-        let packet = t.packet(p[0], to, b"x");
+        let packet = t.packet(p[0], to, &[0; 60]);
         let from = format!("203.0.113.{}:{}", n % 200 + 1, 1000 + n).parse().unwrap();
         t.inject(from, &packet);
         challenges += t.sent.iter().filter(|(to, _)| *to == from).count();

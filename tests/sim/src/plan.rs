@@ -55,8 +55,21 @@ pub struct Outcome {
     pub delivered: u64,
     /// Datagrams on the wire.
     pub datagrams: u64,
+    /// Replies to a stranger.
+    pub replies: u64,
     /// Virtual time, seconds.
     pub seconds: u64,
+}
+
+impl Outcome {
+    /// Adds another's.
+    pub fn add(&mut self, o: &Outcome) {
+        self.sent += o.sent;
+        self.delivered += o.delivered;
+        self.datagrams += o.datagrams;
+        self.replies += o.replies;
+        self.seconds += o.seconds;
+    }
 }
 
 impl Plan {
@@ -213,6 +226,7 @@ impl Plan {
             sent: w.judge.count(),
             delivered: w.judge.delivered,
             datagrams: w.datagrams,
+            replies: w.replies,
             seconds: w.now.0 / 1_000_000_000,
         })
     }

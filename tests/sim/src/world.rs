@@ -145,6 +145,10 @@ pub struct World {
     pub trace: bool,
     /// Datagrams that were sent.
     pub datagrams: u64,
+    /// Replies that the stranger got.
+    pub replies: u64,
+    /// The length of the stranger's datagram that is being handled, while nothing has answered it.
+    unanswered: Option<usize>,
 }
 
 impl World {
@@ -188,6 +192,8 @@ impl World {
             taken: vec![],
             trace: false,
             datagrams: 0,
+            replies: 0,
+            unanswered: None,
             setup,
         }
     }
@@ -416,8 +422,7 @@ impl World {
             let bit = self.rng.below(reach as u64 * 8) as usize;
             copy[bit / 8] ^= 1 << (bit % 8);
         }
-        let elsewhere = SocketAddr::from(([203, 0, 113, 66], 666));
-        let from = if self.rng.below(3) == 0 { elsewhere } else { from };
+        let from = if self.rng.below(3) == 0 { stranger() } else { from };
         let to = if self.rng.below(4) == 0 {
             let n = self.rng.below(self.nodes.len() as u64) as usize;
             self.nodes[n].address
@@ -434,6 +439,11 @@ impl World {
     /// What must hold for everything that is on the wire (I5).
     fn eavesdrop(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         assert!(!bytes.windows(MARK.len()).any(|w| w == MARK), "I5: a payload in the clear on the wire");
+        if to == stranger() {
+            let asked = self.unanswered.take().unwrap_or(0);
+            assert!(bytes.len() <= asked, "I5: {} bytes in reply to a stranger's {asked}", bytes.len());
+            self.replies += 1;
+        }
         let (by_relay, inner) = match bytes.first() {
             Some(0xc1) => (true, &bytes[shadowmesh_wire::relay::RELAY_HEADER..]),
             _ => (false, bytes),
@@ -645,6 +655,7 @@ impl World {
 
     fn arrive(&mut self, mut f: Flight) {
         let now = self.now;
+        self.unanswered = (f.from == stranger()).then_some(f.bytes.len());
         if self.deaf.contains(&f.to) {
             return;
         }
@@ -703,6 +714,11 @@ fn told(bytes: &[u8]) -> String {
             Err(_) => format!("{:#x}", bytes.first().copied().unwrap_or(0)),
         },
     }
+}
+
+/// Where nobody of the network is, and some of an attacker's copies come from.
+fn stranger() -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, 66], 666))
 }
 
 /// Where node `n` is.

@@ -39,12 +39,7 @@ fn main() {
                 return (sum, failures);
             }
             match catch_unwind(AssertUnwindSafe(|| Plan::draw(seed).play())) {
-                Ok(Ok(o)) => {
-                    sum.sent += o.sent;
-                    sum.delivered += o.delivered;
-                    sum.datagrams += o.datagrams;
-                    sum.seconds += o.seconds;
-                }
+                Ok(Ok(o)) => sum.add(&o),
                 Ok(Err(broken)) => failures.push((seed, broken)),
                 Err(panic) => {
                     let text = panic
@@ -62,10 +57,7 @@ fn main() {
     });
     let (mut sum, mut failures) = (Outcome::default(), vec![]);
     for (o, f) in results {
-        sum.sent += o.sent;
-        sum.delivered += o.delivered;
-        sum.datagrams += o.datagrams;
-        sum.seconds += o.seconds;
+        sum.add(&o);
         failures.extend(f);
     }
     for (seed, broken) in &failures {
@@ -77,10 +69,11 @@ fn main() {
         println!("world {seed}: {short}");
     }
     println!(
-        "{worlds} worlds from {from}: {} frames sent, {} delivered, {} datagrams, {} virtual hours, {} failed",
+        "{worlds} worlds from {from}: {} frames sent, {} delivered, {} datagrams, {} replies to a stranger, {} virtual hours, {} failed",
         sum.sent,
         sum.delivered,
         sum.datagrams,
+        sum.replies,
         sum.seconds / 3600,
         failures.len()
     );
