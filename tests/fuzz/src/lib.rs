@@ -148,16 +148,19 @@ thread_local! {
     static RELAY: RefCell<Option<shadowmesh_relay_core::Relay>> = const { RefCell::new(None) };
 }
 
-/// Two members with a session between them; made once a thread, made anew when its time gets long.
+/// Four members with sessions between them, of whom the last bridges any host; made once a thread, made anew when its
+/// time gets long.
 fn with_world(f: impl FnOnce(&mut World)) {
     WORLD.with_borrow_mut(|slot| {
         if slot.as_ref().is_some_and(|w| w.now > Time(3_600_000_000_000)) {
             *slot = None;
         }
         let w = slot.get_or_insert_with(|| {
-            let setup = Setup::plain(2, false);
+            let setup = Setup { bridge: true, ..Setup::plain(4, false) };
             let mut w = World::new(1, setup, Weather::CALM);
-            w.send(0, 1, 100);
+            for (a, b) in [(0, 1), (0, 2), (0, 3), (1, 3)] {
+                w.send(a, b, 100);
+            }
             w.run(Duration::from_secs(1));
             w
         });
@@ -194,21 +197,31 @@ pub fn node(b: &[u8]) {
     });
 }
 
-/// A frame from the local device.
+/// A frame from the local device, of one that bridges and one that does not; and what is sealed of it, opened by another.
 pub fn device(b: &[u8]) {
     with_world(|w| {
         w.now = w.now + Duration::from_micros(100);
         let now = w.now;
-        let e = &mut w.nodes[0].endpoint;
-        // Whole, and with the device's own source, so that more than the guard is reached.
-        let mut own = b.to_vec();
-        if let Some(src) = own.get_mut(6..12) {
-            src.copy_from_slice(&CAST.members[0].id.mac());
-        }
-        for f in [b, &own] {
-            if f.len() <= 1600 {
+        for n in [0, 3] {
+            // Whole, and with the device's own source, so that more than the guard is reached.
+            let mut own = b.to_vec();
+            if let Some(src) = own.get_mut(6..12) {
+                src.copy_from_slice(&CAST.members[n].id.mac());
+            }
+            let mut sealed = vec![];
+            for f in [b, &own].into_iter().filter(|f| f.len() <= 1600) {
+                let e = &mut w.nodes[n].endpoint;
                 e.tx().push(f);
-                e.seal(now, |_, _| {});
+                e.seal(now, |to, bytes| sealed.push((to, bytes.to_vec())));
+                settle(e, now);
+            }
+            let (from, there) = (w.nodes[n].address, w.nodes[1].address);
+            for (_, bytes) in sealed.into_iter().filter(|(to, _)| *to == there) {
+                let e = &mut w.nodes[1].endpoint;
+                e.rx().push(from, &bytes);
+                e.open(now, |frame, _| {
+                    assert!(frame[6..12] != CAST.members[1].id.mac(), "its own MAC came in")
+                });
                 settle(e, now);
             }
         }
