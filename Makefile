@@ -29,12 +29,14 @@ lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
+# A command, and the table of what it measured, also when it failed.
+measuring = $(1); s=$$?; scripts/measured $(2) && exit $$s
+
 WORLDS ?= 10000
 FROM ?= 0
 sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
 	@mkdir -p target/measured
-	$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json || { scripts/measured target/measured/sim.json; exit 1; }
-	scripts/measured target/measured/sim.json
+	$(call measuring,$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json,target/measured/sim.json)
 
 blind: deps ## searches a relay's memory, state and traffic for what it must not know (root)
 	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
@@ -53,8 +55,7 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 	scripts/measured target/measured/revocation.json target/measured/rotation.json
 
 mutants: ## mutants of the core that the simulator must catch
-	tests/mutants/run || { scripts/measured target/measured/mutants.json; exit 1; }
-	scripts/measured target/measured/mutants.json
+	$(call measuring,tests/mutants/run,target/measured/mutants.json)
 
 bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
@@ -67,12 +68,10 @@ bench: deps ## measured promises on the shipped programs: joining, shares, memor
 
 hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SECONDS=60 with and without (root, two cores)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
-	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-hostile || { scripts/measured target/measured/hostile.json; exit 1; }
-	scripts/measured target/measured/hostile.json
+	$(call measuring,SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-hostile,target/measured/hostile.json)
 
 fuzz: ## each fuzz target under libFuzzer, SECONDS_EACH=120
-	tests/fuzz/run || { scripts/measured target/measured/fuzz.json; exit 1; }
-	scripts/measured target/measured/fuzz.json
+	$(call measuring,tests/fuzz/run,target/measured/fuzz.json)
 
 formal: ## the symbolic models against what they are expected to prove (Verifpal; ProVerif where it is installed)
 	tests/formal/run

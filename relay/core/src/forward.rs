@@ -6,11 +6,12 @@ use crate::relay::Relay;
 use shadowmesh_proto::Time;
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
+use shadowmesh_wire::data::{DATA_HEADER, DATA_TAG};
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader};
 use std::net::SocketAddr;
 
-/// A PATH_CHALLENGE with all its headers. Bytes.
-const CHALLENGE_LEN: usize = 70;
+/// A PATH_CHALLENGE with all its headers: kind and type a byte each, 8 of challenge. Bytes.
+const CHALLENGE_LEN: usize = RELAY_HEADER + DATA_HEADER + 1 + 1 + 8 + DATA_TAG;
 
 impl Relay {
     /// Rewrites the relay header of a datagram for its destination, and gives the destination's address. No allocation

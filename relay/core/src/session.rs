@@ -63,9 +63,8 @@ impl Relay {
             }
             Kind::Pong => Ok(()),
             Kind::Control => match Control::parse(body)? {
-                c @ (Control::PathResponse(_) | Control::Bye) => self.on_control(now, from, slot, c),
-                c if !challenged => self.on_control(now, from, slot, c),
-                _ => Ok(()),
+                c if challenged && !matches!(c, Control::PathResponse(_) | Control::Bye) => Ok(()),
+                c => self.on_control(now, from, slot, c),
             },
             _ => Err(DropReason::Malformed),
         }

@@ -184,7 +184,8 @@ impl Opener {
         // A lane that outlives its peer's place in the snapshot (revoked, left) delivers nothing.
         let forward = snapshot.peers.get(&peer).ok_or(DropReason::NotMember)?;
         let frame = batch.frame(&area);
-        if frame.len() > snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS {
+        let len = frame.len();
+        if len > snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS {
             return Err(DropReason::BadFrame);
         }
         let o = snapshot.check_source(frame, Some(forward))?;
@@ -196,10 +197,9 @@ impl Opener {
         if o.src != forward.guard.mac && !snapshot.macs.contains_key(&o.src) {
             self.hear_station(now, batch, o.src, peer);
         }
-        let frame = batch.frame(&area);
         let received = self.received.entry(peer).or_default();
         received.0 += 1;
-        received.1 += frame.len() as u64;
+        received.1 += len as u64;
         batch.frames.push((area, None));
         Ok(())
     }

@@ -99,15 +99,14 @@ impl Sealer {
         if o.is_link_local() {
             return Err(DropReason::LinkLocal);
         }
-        let owner = snapshot.owner(&o.dst).filter(|_| !o.is_group());
-        if let Some(forward) = owner
+        if !o.is_group()
+            && let Some(forward) = snapshot.owner(&o.dst)
             && forward.lanes.is_some()
         {
             return self.seal_in_slot(forward, batch, i);
         }
         // No session yet, ARP, neighbour discovery: the control half knows what to do.
-        let unknown = !o.is_group() && !snapshot.macs.contains_key(&o.dst) && owner.is_none();
-        let unknown = unknown && !snapshot.bridges.is_empty();
+        let unknown = !o.is_group() && !snapshot.bridges.is_empty() && snapshot.is_unknown(&o.dst);
         if !(o.is_group() || unknown) || frame::resolution(frame, &o).is_some() {
             batch.upcalls.push(i);
             return Ok(());

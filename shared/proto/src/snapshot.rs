@@ -124,6 +124,11 @@ impl Snapshot {
         self.macs.get(mac).or_else(|| self.stations.get(mac)).and_then(|p| self.peers.get(p))
     }
 
+    /// Nobody is known to have it, nor ever had it as a member: a host that has not been heard.
+    pub fn is_unknown(&self, mac: &[u8; 6]) -> bool {
+        !self.macs.contains_key(mac) && !self.stations.contains_key(mac)
+    }
+
     /// May this frame come from `peer` (`None`: the local device)? [P-GUARD]
     ///
     /// # Errors

@@ -89,12 +89,9 @@ impl Judge {
 
     /// What was not delivered: number, from and to.
     pub fn missing(&self) -> Vec<(u64, usize, usize)> {
-        let lost = |(n, s): (&u64, &Sent)| {
-            let (n, from) = (*n, s.from);
-            let to: Vec<_> = s.to.iter().filter(|to| !s.at.contains(to)).map(|to| (n, from, *to)).collect();
-            to
-        };
-        let mut v: Vec<_> = self.sent.iter().flat_map(lost).collect();
+        let all = self.sent.iter().flat_map(|(n, s)| s.to.iter().map(move |to| (*n, s, *to)));
+        let lost = all.filter(|(_, s, to)| !s.at.contains(to));
+        let mut v: Vec<_> = lost.map(|(n, s, to)| (n, s.from, to)).collect();
         v.sort_unstable();
         v
     }

@@ -77,7 +77,8 @@ impl Roster {
         self.waiting.contains_key(&id)
     }
 
-    /// Takes out the waiting facts that can be verified now, in the order of a bucket. To be asked after each certificate that was merged.
+    /// Takes out the waiting facts that can be verified now, in the order of a bucket. To be asked after each certificate
+    /// that was merged.
     pub fn ready(&mut self) -> Vec<Fact> {
         let mut ready: Vec<Fact> =
             self.waiting.values().filter(|fact| self.signer_key(fact).is_some()).cloned().collect();

@@ -170,13 +170,7 @@ impl Node {
         let source = opened.source;
         let finished =
             self.responder.finish(now, opened, Some(&key), &[&certificate, &leaf_hash], &established);
-        let (packets, keys) = match finished {
-            Ok(x) => x,
-            Err(e) => {
-                self.indexes.free(&rx);
-                return Err(e);
-            }
-        };
+        let (packets, keys) = finished.inspect_err(|_| self.indexes.free(&rx))?;
         // CONFIRM will tell its rank.
         let id = self.add_session(now, p, Role::Responder, Rank::default(), keys, rx, established.sid_r);
         if let Some(s) = self.peers[p as usize].session_mut(id) {

@@ -71,13 +71,7 @@ impl Node {
             relay: RelayGrant::default(),
         };
         let finished = self.responder.finish(now, opened, key, identity, &established);
-        let (packets, keys) = match finished {
-            Ok(x) => x,
-            Err(e) => {
-                self.indexes.free(&rx);
-                return Err(e);
-            }
-        };
+        let (packets, keys) = finished.inspect_err(|_| self.indexes.free(&rx))?;
         let session = self.next_session;
         self.next_session += 1;
         for (lane, index) in rx.iter().enumerate() {

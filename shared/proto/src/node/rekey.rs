@@ -131,13 +131,8 @@ impl Node {
             wall,
             relay: RelayGrant::default(),
         };
-        let (body, keys) = match opened.finish(&parent, &leaf.key, &established) {
-            Ok(x) => x,
-            Err(e) => {
-                self.indexes.free(&rx);
-                return Err(e);
-            }
-        };
+        let finished = opened.finish(&parent, &leaf.key, &established);
+        let (body, keys) = finished.inspect_err(|_| self.indexes.free(&rx))?;
         self.add_session(now, p, Role::Responder, rank, keys, rx, sid_r);
         let answer = pieces(sid, &body, Control::RekeyEstablished);
         for piece in &answer {

@@ -19,9 +19,12 @@ impl Node {
         if let Some(r) = frame::resolution(frame, &o) {
             return self.resolve(now, frame, &o, &r);
         }
-        let (known, all) = (by.owner(&o.dst).is_some(), o.is_group());
-        let sent = if all { &by.flood[..] } else { &by.bridges[..] };
-        self.forward(now, frame, &o, if known { &[] } else { sent })
+        let sent = match o.is_group() {
+            true => &by.flood[..],
+            false if by.is_unknown(&o.dst) => &by.bridges,
+            false => &[],
+        };
+        self.forward(now, frame, &o, sent)
     }
 
     /// A frame to whoever has its destination, or to all who may have it, but for those that it was sent to already
@@ -32,7 +35,7 @@ impl Node {
         let to: Vec<PeerId> = match self.snapshot.owner(&o.dst) {
             Some(owner) => vec![owner.peer],
             // A member that is none any more.
-            None if self.snapshot.macs.contains_key(&o.dst) => vec![],
+            None if !self.snapshot.is_unknown(&o.dst) => vec![],
             None => {
                 let may_have =
                     |f: &Forward| o.is_group() || f.guard.bridge.as_ref().is_some_and(|b| b.is_any());
