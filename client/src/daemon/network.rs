@@ -345,6 +345,13 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
     }
     let places: Vec<_> = node.relay_status();
     status.problems.extend(places.iter().find_map(clock_off));
+    status.problems.extend(places.iter().filter(|r| r.former).map(|r| {
+        format!(
+            "the access secret of the relay {} was changed while this machine was away. A member tells it the new one as \
+             soon as one answers; until then nothing else is sent. If that lasts, bring an admin's machine up.",
+            r.place
+        )
+    }));
     let ago = |t: Time| now.since(t).as_secs_f64();
     for p in node.peer_status() {
         let Some(member) = node.roster().member(&p.node) else { continue };

@@ -45,7 +45,7 @@ pub struct Config {
     pub rotation_grace: Duration,
     /// A former access secret opens a session for so long, in which current clients can be asked for the new one.
     pub former_lifetime: Duration,
-    /// Bytes a second that such a client may send, or be sent.
+    /// Bytes a second that such a client may send.
     pub former_rate: u64,
 }
 
@@ -74,7 +74,7 @@ impl Default for Config {
             idle: Duration::from_secs(90),
             rotation_grace: Duration::from_secs(60),
             former_lifetime: Duration::from_secs(30 * 86_400),
-            former_rate: 32 << 10,
+            former_rate: 128 << 10,
         }
     }
 }

@@ -46,7 +46,8 @@ impl Relay {
         if !may(now, (handle, scope), to) {
             return Err(DropReason::NotAllowed);
         }
-        if !to.scope.is_current() {
+        // What a former client is sent is on its sender's account, and more than it asked for may be on the way.
+        if matches!(to.scope, Scope::Anonymous(_)) {
             to.bucket.take(now, datagram.len())?;
         }
         let head = datagram.first_chunk_mut::<RELAY_HEADER>().ok_or(DropReason::Truncated)?;

@@ -239,7 +239,12 @@ impl Relay {
             observed: opened.source.observed(),
             mtu: MTU,
             wall: self.unix(now),
-            relay: RelayGrant { slot, handle, reset_token: self.slots.token(&self.durable.resets, slot) },
+            relay: RelayGrant {
+                slot,
+                handle,
+                reset_token: self.slots.token(&self.durable.resets, slot),
+                former: matches!(scope, Scope::Former(_)),
+            },
         };
         let identity: Vec<&[u8]> = key.iter().map(|k| &k.as_bytes()[..]).collect();
         let (datagrams, keys) = self.responder.finish(now, opened, key, &identity, &established)?;

@@ -91,7 +91,7 @@ fn second_half(told: &mut Told, o: &Opened, generation: u32) -> (Vec<u8>, [u8; 3
     plain.extend(4000u16.to_be_bytes());
     plain.extend(1400u16.to_be_bytes());
     plain.extend(1_800_000_000u64.to_be_bytes());
-    plain.extend([0; 4 + 8 + 16]);
+    plain.extend([0; 4 + 8 + 16 + 1]);
     let body = [&ct2[..], &ct3, &seal(CHACHA, &confirm, 0, &h2, &plain)].concat();
 
     for (name, bytes) in [

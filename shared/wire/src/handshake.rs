@@ -485,7 +485,7 @@ pub struct Established {
     pub mtu: u16,
     /// R's wall clock, Unix seconds: lets I see its skew.
     pub wall: u64,
-    /// At a relay: slot, handle and reset token of this client; zeros between peers.
+    /// At a relay: slot, handle and reset token of this client, and what it is there; zeros between peers.
     pub relay: RelayGrant,
 }
 
@@ -498,11 +498,13 @@ pub struct RelayGrant {
     pub handle: u64,
     /// What a true RESET will show.
     pub reset_token: [u8; 16],
+    /// The access secret that was shown is a former one: the session is narrow, to be told the current one. One byte.
+    pub former: bool,
 }
 
 impl Established {
     /// Bytes before sealing.
-    pub const LEN: usize = 8 + 4 + 4 * LANES + 18 + 2 + 8 + 28;
+    pub const LEN: usize = 8 + 4 + 4 * LANES + 18 + 2 + 8 + 29;
 
     /// As bytes.
     pub fn emit(&self) -> Vec<u8> {
@@ -514,6 +516,7 @@ impl Established {
         }
         w.bytes(&self.observed.0).u16(self.observed.1).u16(self.mtu).u64(self.wall);
         w.u32(self.relay.slot).u64(self.relay.handle).bytes(&self.relay.reset_token);
+        w.u8(u8::from(self.relay.former));
         v
     }
 
@@ -529,7 +532,16 @@ impl Established {
             observed: (r.array()?, r.u16()?),
             mtu: r.u16()?,
             wall: r.u64()?,
-            relay: RelayGrant { slot: r.u32()?, handle: r.u64()?, reset_token: r.array()? },
+            relay: RelayGrant {
+                slot: r.u32()?,
+                handle: r.u64()?,
+                reset_token: r.array()?,
+                former: match r.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(WireError::Malformed),
+                },
+            },
         };
         r.finish()?;
         Ok(out)

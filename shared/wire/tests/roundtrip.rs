@@ -118,9 +118,9 @@ proptest! {
 
     #[test]
     fn established(sid_r in any::<[u8; 8]>(), generation in any::<u32>(), lanes in lanes(), observed in any::<([u8; 16], u16)>(),
-                   mtu in any::<u16>(), wall in any::<u64>(), relay in any::<(u32, u64, [u8; 16])>()) {
+                   mtu in any::<u16>(), wall in any::<u64>(), relay in any::<(u32, u64, [u8; 16], bool)>()) {
         let e = Established { sid_r, generation, lanes, observed, mtu, wall,
-            relay: RelayGrant { slot: relay.0, handle: relay.1, reset_token: relay.2 } };
+            relay: RelayGrant { slot: relay.0, handle: relay.1, reset_token: relay.2, former: relay.3 } };
         prop_assert_eq!(e.emit().len(), Established::LEN);
         prop_assert!(2 * KEM + Established::LEN + TAG <= 3 * (SAFE_DATAGRAM - REPLY_HEADER));
         prop_assert_eq!(Established::parse(&e.emit()), Ok(e));

@@ -1,9 +1,10 @@
 //! After a revocation the relay's access secret changes: the revoked member is out there, the others go on, who slept
 //! finds back, and an admin killed in the middle does it again.
 
-use shadowmesh_identity::NodeId;
-use shadowmesh_identity::fact::Reason;
-use shadowmesh_sim::cast::{STAGE, relay_address};
+use shadowmesh_crypto::kem::SecretKey;
+use shadowmesh_identity::fact::{Body, Reason};
+use shadowmesh_identity::{Certificate, DAY, Fact, HostPort, Leaf, Location, NodeId, Roles, Seed};
+use shadowmesh_sim::cast::{CAST, EPOCH, STAGE, relay_address};
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::time::Duration;
 
@@ -90,6 +91,81 @@ fn who_slept_finds_back() {
         assert!(w.judge.arrived(a) && w.judge.arrived(b), "{}", w.drops());
         w.run(SECONDS(70));
         assert_eq!(w.relay_clients().0, 3);
+    }
+}
+
+/// Sixty more members that one node knows of; they are away.
+fn others(w: &mut World, n: usize) {
+    let (network, unix) = (CAST.genesis.id(), EPOCH);
+    for i in 0..60u8 {
+        let seed = Seed::new(shadowmesh_crypto::Secret::new([i + 100; 32]));
+        let identity = seed.identity_key(&network, 0).expect("identity");
+        let (id, admin) = (NodeId::of(identity.public()), &CAST.members[0].identity);
+        let certificate = Certificate {
+            key: identity.public().clone(),
+            name: format!("other{i}").parse().expect("name"),
+            roles: Roles::MEMBER,
+            tags: vec![],
+            ipv4: None,
+            not_before: unix - DAY,
+            not_after: unix + DAY,
+            serial: [i; 16],
+            bridge: Default::default(),
+        };
+        let place = relay_address().to_string().parse::<HostPort>().expect("a place");
+        let leaf = Leaf {
+            key: Box::new(SecretKey::generate().expect("a key").public().clone()),
+            not_before: unix - DAY,
+            not_after: unix + DAY,
+            suites: 3,
+            locations: vec![Location { relay: STAGE.relay, address: place, handle: u64::from(i) + 1 }],
+        };
+        for (signer, body) in [(&**admin, Body::Certificate(certificate)), (&identity, Body::Leaf(leaf))] {
+            let fact = Fact::sign(signer, network, id, 100 + u64::from(i), unix - DAY, &body);
+            w.nodes[n].endpoint.node.add_fact(w.now, fact.expect("a fact"));
+        }
+    }
+}
+
+/// Its guests send to one and to all, it is sent much, and the network is bad: none of that drowns what it asks for.
+/// What they send then arrives as soon as the link is a proper one. [P-FORMER]
+#[test]
+fn who_slept_finds_back_under_load() {
+    for seed in 0..10 {
+        let mut w = world(seed);
+        way(&mut w, 2, false);
+        w.run(SECONDS(1));
+        revoke(&mut w, GONE);
+        w.run(SECONDS(120));
+        assert_eq!((ended(&w, 1), ended(&w, 2)), (1, 0));
+        others(&mut w, 2);
+        w.weather = Weather { delay: MS(20), jitter: MS(10), loss: 100, ..Weather::CALM };
+        way(&mut w, 2, true);
+        let began = w.now;
+        let (mut i, mut shown) = (0, false);
+        while ended(&w, 2) == 0 {
+            assert!(w.now.since(began) < SECONDS(10), "seed {seed}: {} {:?}", w.drops(), w.events);
+            // 5 MB a second from it, and as much to it.
+            w.send(2, [0, 1, GONE][i % 3], 1200);
+            w.send([0, 1][i % 2], 2, 1200);
+            if i % 40 == 0 {
+                w.send_all(2, w.nodes[2].id.mac(), 1200);
+            }
+            w.run(Duration::from_micros(250));
+            i += 1;
+            shown |= w.nodes[2].endpoint.node.relay_status()[0].former;
+        }
+        println!("seed {seed}: told {:?} after", w.now.since(began));
+        w.weather = Weather { delay: MS(20), ..Weather::CALM };
+        let told = w.now;
+        while !{
+            let last = w.send(2, 1, 100);
+            w.run(MS(100));
+            w.judge.arrived(last)
+        } {
+            assert!(w.now.since(told) < SECONDS(5), "seed {seed}: {}", w.drops());
+        }
+        assert!(shown && !w.nodes[2].endpoint.node.relay_status()[0].former);
     }
 }
 

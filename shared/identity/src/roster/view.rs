@@ -145,19 +145,24 @@ impl Roster {
 
     /// The relays that the network may use, by NodeId: for each the access secret that counts.
     pub fn relays(&self) -> Vec<(NodeId, &Access)> {
-        let mut relays: Vec<(NodeId, &Fact)> = Vec::new();
+        self.accesses().into_iter().filter_map(|fact| Some((fact.subject(), fact.access()?))).collect()
+    }
+
+    /// The facts that say so, by relay.
+    pub fn accesses(&self) -> Vec<&Fact> {
+        let mut best: Vec<&Fact> = vec![];
         let stored = self.slots.iter().filter(|(slot, _)| slot.kind == Kind::Access);
         for fact in stored.flat_map(|(_, versions)| versions).filter(|fact| self.stands(fact)) {
-            match relays.last_mut() {
-                Some((relay, best)) if *relay == fact.subject() => {
-                    if self.rank(fact) > self.rank(best) {
-                        *best = fact;
+            match best.last_mut() {
+                Some(known) if known.subject() == fact.subject() => {
+                    if self.rank(fact) > self.rank(known) {
+                        *known = fact;
                     }
                 }
-                _ => relays.push((fact.subject(), fact)),
+                _ => best.push(fact),
             }
         }
-        relays.into_iter().filter_map(|(relay, fact)| Some((relay, fact.access()?))).collect()
+        best
     }
 
     /// The tombstone that ended a member: its own, or that of the admin whose word it was a member by. `None` while it

@@ -24,8 +24,8 @@ impl Node {
             let Some(member) = self.roster.member(&p.node).filter(|_| self.is_live(&p.node)) else {
                 continue;
             };
-            let lanes = p.current().and_then(|s| s.tx);
             let route = self.route(p);
+            let lanes = p.current().and_then(|s| s.tx).filter(|_| !self.is_former(route));
             let bridge = &member.certificate.bridge;
             match (lanes, route) {
                 (Some(_), Some(_)) => {

@@ -5,7 +5,7 @@ use crate::Time;
 use crate::handshake::{Credential, ResponderLeaf};
 use crate::relay_leg::RelayLeg;
 use crate::relay_link::{LinkEvent, RelayLink};
-use crate::snapshot::{Install, Route};
+use crate::snapshot::{Install, PeerId, Route};
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_identity::{HostPort, Location, NodeId};
 use shadowmesh_wire::DropReason;
@@ -20,6 +20,14 @@ const MAX_LINKS: usize = 8;
 /// After so long without this node its peers may have ended their sessions with it.
 const GIVEN_UP: Duration = Duration::from_secs(8);
 
+/// What the data half is to send by.
+struct Legs {
+    address: SocketAddr,
+    slot: u32,
+    up: Secret<32>,
+    former: bool,
+}
+
 /// A relay link and what the roster says of its relay.
 pub(super) struct Link {
     link: RelayLink,
@@ -29,7 +37,10 @@ pub(super) struct Link {
     /// It takes the place of another link to the same relay, which carries until this one does.
     follows: bool,
     /// What the data half is to send by, once the relay has been heard.
-    coming: Option<(SocketAddr, u32, Secret<32>)>,
+    coming: Option<Legs>,
+    /// What is sent by it goes by a session with a former access secret, which is narrow: guests' frames wait until this
+    /// node has been told the current one. [P-FORMER]
+    former: bool,
     /// Its wall clock when this node began, as of the last handshake.
     wall_base: Option<i64>,
 }
@@ -71,6 +82,8 @@ pub struct RelayStatus {
     pub place: HostPort,
     /// Does the link stand?
     pub up: bool,
+    /// By an access secret that was rotated out: this node waits for a member to tell it the current one.
+    pub former: bool,
     /// Last round trip.
     pub rtt: Option<Duration>,
     /// Where it is.
@@ -106,8 +119,9 @@ impl Node {
             let number = known.unwrap_or(self.links.len());
             let follows = known.is_some_and(|i| self.links[i].is_up());
             let wall_base = known.and_then(|i| self.links[i].wall_base);
-            let (coming, down_since) = (None, None);
-            let link = Link { link, place: place.clone(), access, down_since, follows, coming, wall_base };
+            let former = known.is_some_and(|i| self.links[i].former);
+            let (coming, down_since, at) = (None, None, place.clone());
+            let link = Link { link, place: at, access, down_since, follows, coming, former, wall_base };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),
@@ -135,6 +149,7 @@ impl Node {
             relay: NodeId(*l.relay()),
             place: l.place.clone(),
             up: l.is_up(),
+            former: l.former,
             rtt: l.link.rtt(),
             address: l.link.address(),
             skew: l.wall_base.map(|base| base - self.wall_base),
@@ -213,7 +228,7 @@ impl Node {
                 }
                 LinkEvent::Heard => {
                     if let Some(legs) = self.links[i].coming.take() {
-                        self.install_legs(i, legs);
+                        self.install_legs(now, i, legs);
                     }
                 }
                 LinkEvent::Back => {
@@ -260,12 +275,12 @@ impl Node {
         down: shadowmesh_crypto::secret::Secret<32>,
     ) {
         let relay = i as u32;
-        let legs = (address, grant.slot, up.duplicate());
+        let legs = Legs { address, slot: grant.slot, up: up.duplicate(), former: grant.former };
         if std::mem::take(&mut self.links[i].follows) {
             // A frame that overtakes the confirmation would be lost: the link before carries until the relay is heard.
             self.links[i].coming = Some(legs);
         } else {
-            self.install_legs(i, legs);
+            self.install_legs(now, i, legs);
         }
         self.install(Install::RelayDown { relay, slot: grant.slot, key: down });
         self.dirty = true;
@@ -293,12 +308,26 @@ impl Node {
     }
 
     /// The data half sends by this link from now on.
-    fn install_legs(&mut self, i: usize, (address, slot, up): (SocketAddr, u32, Secret<32>)) {
+    fn install_legs(&mut self, now: Time, i: usize, legs: Legs) {
         // The link itself counts as the relay's thread 0; sealer n is its thread n + 1.
         for thread in 0..=self.config.data_threads {
-            let leg = RelayLeg::new(address, slot, thread as u8 + 1, up.duplicate());
+            let leg = RelayLeg::new(legs.address, legs.slot, thread as u8 + 1, legs.up.duplicate());
             self.install(Install::Relay { thread, relay: i as u32, leg });
         }
+        let was = std::mem::replace(&mut self.links[i].former, legs.former);
+        self.dirty |= was != legs.former;
+        if was && !legs.former {
+            self.publish();
+            for p in self.peers_by(i) {
+                self.flush_queue(now, p as PeerId);
+            }
+        }
+    }
+
+    /// Goes this route by a link with a former access secret?
+    pub(super) fn is_former(&self, route: Option<Route>) -> bool {
+        let Some(Route::Relay { relay, .. }) = route else { return false };
+        self.links.get(relay as usize).is_some_and(|l| l.former)
     }
 
     /// Peers whose session goes by this relay.

@@ -308,7 +308,10 @@ impl Node {
     }
 
     /// Sends what waited, sealed by the control half on its own lane: the data threads may not have the snapshot yet.
-    fn flush_queue(&mut self, now: Time, p: PeerId) {
+    pub(super) fn flush_queue(&mut self, now: Time, p: PeerId) {
+        if self.is_former(self.route(&self.peers[p as usize])) {
+            return;
+        }
         let queued = std::mem::take(&mut self.peers[p as usize].queue);
         for (at, frame) in queued {
             if now.since(at) < QUEUE_LIFETIME {

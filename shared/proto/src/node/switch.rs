@@ -49,10 +49,11 @@ impl Node {
         let mut begun = 0;
         for p in to.into_iter().filter(|p| sent.binary_search(p).is_err()) {
             let peer = &self.peers[p as usize];
-            if peer.sending.is_some() {
+            let route = self.route(peer);
+            if peer.sending.is_some() && !self.is_former(route) {
                 // ARP, or the snapshot was late: the session stands by now.
                 self.send_frame(p, frame);
-            } else if begun < AT_ONCE && (self.route(peer).is_some() || !o.is_group()) {
+            } else if begun < AT_ONCE && (route.is_some() || !o.is_group()) {
                 begun += 1;
                 self.queue_frame(now, p, frame);
             }

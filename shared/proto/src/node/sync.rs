@@ -258,10 +258,12 @@ impl Node {
         match c {
             Control::RosterState { digest, .. } => {
                 if digest != self.roster.digest() {
-                    // Whom to cut comes before all else that is new.
+                    // Whom to cut comes before all else that is new, and then what lets the peer in at the relays.
                     let ended = self.roster.newest_tombstones(MAX_HASHES);
-                    if !ended.is_empty() {
-                        self.send_control(p, &Control::Have(ended));
+                    let access = self.roster.accesses().into_iter().filter(|f| self.may_tell(f));
+                    let access: Vec<Hash> = access.map(Fact::id).take(MAX_HASHES).collect();
+                    for first in [ended, access].into_iter().filter(|ids| !ids.is_empty()) {
+                        self.send_control(p, &Control::Have(first));
                     }
                     let buckets = Box::new(self.roster.bucket_digests());
                     self.send_control(p, &Control::RosterBuckets(buckets));
