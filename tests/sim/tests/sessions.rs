@@ -1,5 +1,6 @@
 //! What a session may and may not do, seen from the wire.
 
+use shadowmesh_proto::Time;
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::time::Duration;
 
@@ -22,6 +23,28 @@ fn nothing_before_the_confirmation() {
     w.filter = None;
     let n = w.send(1, 0, 100);
     w.run(Duration::from_secs(5));
+    assert!(w.judge.arrived(n), "{}", w.drops());
+}
+
+/// Openings that came to nothing (here: killed in the middle, five times) are held, and keep the next one out no moment.
+/// [P-CONFIRM]
+#[test]
+fn what_came_to_nothing_keeps_nobody_out() {
+    let mut w = World::new(5, Setup::plain(2, false), Weather::CALM);
+    // Node 1 begins nothing itself, and its answers are lost.
+    w.filter = Some(|from, bytes| from == address(1) && matches!(bytes[0], 0x41 | 0x44));
+    for _ in 0..5 {
+        w.send(0, 1, 100);
+        let before = w.sent(address(1), 0x44);
+        while w.sent(address(1), 0x44) == before {
+            assert!(w.now < Time(10_000_000_000), "never answered: {}", w.drops());
+            w.run(Duration::from_millis(10));
+        }
+        w.restart(0);
+    }
+    w.filter = Some(|from, bytes| from == address(1) && bytes[0] == 0x41);
+    let n = w.send(0, 1, 100);
+    w.run(Duration::from_secs(1));
     assert!(w.judge.arrived(n), "{}", w.drops());
 }
 

@@ -1,7 +1,7 @@
 //! Openings by others: members that come to this node.
 
 use super::Node;
-use super::session::Rank;
+use super::session::{Rank, Session};
 use crate::Time;
 use crate::handshake::{Incoming, Local, Opened, Role, Source};
 use shadowmesh_identity::chain::Chain;
@@ -9,6 +9,9 @@ use shadowmesh_identity::{Fact, NodeId};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::PacketType;
 use shadowmesh_wire::handshake::{CredentialKind, Established, RelayGrant, Sid};
+
+/// Sessions of one peer that were answered and not confirmed, those of rekeys not counted.
+const MAX_UNPROVED: usize = 3;
 
 impl Node {
     /// A handshake packet or RESET.
@@ -152,10 +155,14 @@ impl Node {
         }
         let key = (*leaf.key).clone();
         let p = self.peer_of(&node).ok_or(DropReason::OverLimit)?;
-        // What an initiator makes us hold before it has confirmed is bounded.
-        let unconfirmed = self.peers[p as usize].sessions.iter().filter(|s| !s.confirmed).count();
-        if unconfirmed >= 3 {
-            return Err(DropReason::OverLimit);
+        // What an initiator makes us hold before it has confirmed is bounded. The oldest goes: its initiator has begun
+        // anew, and whoever only says that it is this member must not keep the member out. [P-CONFIRM]
+        let unproved = |s: &&Session| !s.confirmed && s.rank.depth == 0;
+        let mut held = self.peers[p as usize].sessions.iter().filter(unproved).map(|s| s.id);
+        if let Some(oldest) = held.next()
+            && held.count() + 1 >= MAX_UNPROVED
+        {
+            self.remove_session(p, oldest);
         }
         let rx = self.indexes.fresh(&mut self.rng);
         let established = Established {

@@ -243,7 +243,7 @@ impl Node {
         }
     }
 
-    fn remove_session(&mut self, p: PeerId, id: SessionId) {
+    pub(super) fn remove_session(&mut self, p: PeerId, id: SessionId) {
         let peer = &mut self.peers[p as usize];
         let Some(at) = peer.sessions.iter().position(|s| s.id == id) else { return };
         let s = peer.sessions.remove(at);
