@@ -108,7 +108,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
     let udp = bind(config, &mut meta)?;
     files.save_meta(&meta).map_err(|e| state::problem(&e))?;
     let options =
-        TapOptions { mtu: wanted.mtu, mac: node.mac(), vnet: false, queues: 1, txqueuelen: TXQUEUELEN };
+        TapOptions { mtu: wanted.mtu, mac: node.mac(), vnet: true, queues: 1, txqueuelen: TXQUEUELEN };
     let tap = Tap::open(&wanted.interface, options).map_err(|e| {
         let exit = if matches!(e, TapError::NoPrivilege) { Exit::NotPermitted } else { Exit::Failed };
         let p = Problem::new(exit, e.to_string());

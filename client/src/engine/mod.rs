@@ -5,17 +5,19 @@
 //! then events (what must be stored is stored), frames into the device, datagrams into the sockets, jobs to the worker.
 
 mod beside;
+mod device;
 mod outbox;
 mod told;
 
 use crate::state::NetworkState;
 use beside::Found;
+use device::Device;
 use outbox::Outbox;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::ration::Ration;
 use shadowmesh_host::tap::{self, Tap};
-use shadowmesh_host::udp::{BATCH, Queue, RecvBatch, SendStop, Udp};
+use shadowmesh_host::udp::{BATCH, JOINED, Queue, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::batch::Drops;
@@ -33,6 +35,10 @@ use tracing::debug;
 
 /// Frames that are longer than the MTU by this: Ethernet header and a VLAN tag.
 const FRAME_OVERHEAD: usize = 18;
+/// Longest that a superframe can be: an IP packet of 64 KiB, Ethernet header and tags.
+const SUPERFRAME: usize = 65_535 + 18;
+/// Room for a datagram that the kernel has not joined with others.
+const DATAGRAM: usize = 2048;
 /// Largest datagram before a path is probed, relay, UDP and IP headers not counted: 1400 and those fit 1500.
 pub const PATH_MTU: usize = 1400;
 /// Commands that wait at most.
@@ -234,7 +240,7 @@ impl Drop for Engine {
 struct Loop {
     endpoint: Endpoint,
     clock: Clock,
-    tap: Tap,
+    device: Device,
     udp: Udp,
     files: NetworkState,
     waker: Waker,
@@ -256,14 +262,13 @@ struct Loop {
     /// Names that did not resolve.
     unresolved: Vec<(u32, String, u16)>,
     upkeep: Time,
-    frame: usize,
     ending: bool,
     revoked: bool,
 }
 
 impl Loop {
     fn new(
-        setup: Setup,
+        mut setup: Setup,
         waker: Waker,
         inbox: Receiver<Command>,
         found: SyncSender<Found>,
@@ -271,15 +276,16 @@ impl Loop {
         jobs: SyncSender<Work>,
     ) -> Self {
         let clock = Clock::new();
-        let frame = setup.node.mtu + FRAME_OVERHEAD;
+        let frame = if setup.tap.options().vnet { SUPERFRAME } else { setup.node.mtu + FRAME_OVERHEAD };
         let mut fragment = [0; 4];
         fragment.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
         let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
+        setup.udp.use_offloads();
         Loop {
             endpoint: Endpoint::new(node, frame, u32::from_be_bytes(fragment)),
             clock,
-            tap: setup.tap,
+            device: Device::new(setup.tap),
             udp: setup.udp,
             files: setup.files,
             waker,
@@ -300,7 +306,6 @@ impl Loop {
             trouble: None,
             unresolved: vec![],
             upkeep: Time(0),
-            frame,
             ending: false,
             revoked: false,
         }
@@ -312,8 +317,7 @@ impl Loop {
 
     fn run(&mut self) -> io::Result<()> {
         let mut poller = Poller::new();
-        let mut received = RecvBatch::new(BATCH, 2048);
-        let mut strangers = (RecvBatch::new(STRANGERS_BATCH, 2048), Ration::one_of(STRANGERS));
+        let mut strangers = Ration::one_of(STRANGERS);
         self.endpoint.settle(self.now());
         self.drain();
         while !self.ending {
@@ -332,7 +336,7 @@ impl Loop {
                 fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
             }
             let sessions = fds.len();
-            let wait = strangers.1.next().saturating_sub(self.clock.now());
+            let wait = strangers.next().saturating_sub(self.clock.now());
             if wait.is_zero() {
                 fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
             } else {
@@ -341,7 +345,7 @@ impl Loop {
             let all = fds.len();
             // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
             if !held {
-                fds.push((std::os::fd::AsFd::as_fd(&self.tap), Interest::Read));
+                fds.push((std::os::fd::AsFd::as_fd(&self.device), Interest::Read));
             }
             let ready = poller.wait(&fds, Some(timeout))?;
             drop(fds);
@@ -355,15 +359,15 @@ impl Loop {
                 self.commands();
             }
             if (1..sessions).any(|i| ready.readable(i)) || held {
-                self.receive(&mut received, Queue::Sessions, 4)?;
+                self.receive(Queue::Sessions, 4)?;
             }
             if !held && ready.readable(all) {
                 self.read_device()?;
             }
             if (sessions..all).any(|i| ready.readable(i)) {
                 let began = self.clock.now();
-                self.receive(&mut strangers.0, Queue::Strangers, 1)?;
-                strangers.1.spent(began, self.clock.now());
+                self.receive(Queue::Strangers, 1)?;
+                strangers.spent(began, self.clock.now());
             }
             let now = self.now();
             if self.endpoint.deadline().is_some_and(|at| at <= now) {
@@ -379,23 +383,27 @@ impl Loop {
     }
 
     /// What has arrived, at most a few batches, so that nothing else waits long.
-    fn receive(&mut self, received: &mut RecvBatch, queue: Queue, batches: usize) -> io::Result<()> {
+    fn receive(&mut self, queue: Queue, batches: usize) -> io::Result<()> {
         for _ in 0..batches {
-            if self.udp.recv_batch(received, queue)? == 0 {
+            let (memory, list) = self.endpoint.rx().space();
+            let (slot, most) = match queue {
+                Queue::Strangers => (DATAGRAM, STRANGERS_BATCH * DATAGRAM),
+                _ => (JOINED, memory.len()),
+            };
+            let memory = memory.get_mut(..most).unwrap_or_default();
+            let n = self.udp.recv(memory, slot, list, queue)?;
+            if n == 0 {
                 break;
             }
             let now = self.now();
-            for (from, datagram) in received.iter() {
-                self.endpoint.rx().push(from, datagram);
-            }
-            let (tap, drops) = (&self.tap, &mut self.drops);
+            let (device, drops) = (&mut self.device, &mut self.drops);
             let mut gone = None;
-            self.endpoint.open(now, |frame, _| gone = write_frame(tap, frame, drops).err().or(gone.take()));
+            self.endpoint.open(now, |frame| gone = device.write(&frame, drops).err().or(gone.take()));
             self.drain();
             if let Some(e) = gone {
                 return Err(e);
             }
-            if received.len() < received.capacity() {
+            if (n + 1) * slot <= most {
                 break;
             }
         }
@@ -410,15 +418,15 @@ impl Loop {
             let batch = self.endpoint.tx();
             while more {
                 let Some(slot) = batch.reserve() else { break };
-                match self.tap.recv(slot) {
-                    Ok(len) if len > 0 && len <= self.frame => batch.commit(len, None),
+                match self.device.read(slot) {
+                    Ok((len, vnet)) if len > 0 => batch.commit(len, vnet),
                     Ok(_) => self.drops.count(DropReason::BadFrame),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     Err(e) => {
                         more = false;
                         // The interface may be down for a while; only a device that is gone ends the loop.
-                        error = tap::vanished(&e).then(|| device_gone(&self.tap));
+                        error = tap::vanished(&e).then(|| self.device.gone());
                     }
                 }
             }
@@ -426,9 +434,8 @@ impl Loop {
                 return error.map_or(Ok(()), Err);
             }
             let now = self.now();
-            let out = &mut self.out;
-            self.endpoint.seal(now, |to, datagram| out.push(to, datagram));
-            self.out.flush(&self.udp, &mut self.drops);
+            let (out, udp, drops) = (&mut self.out, &self.udp, &mut self.drops);
+            self.endpoint.seal(now, |batch| out.send(udp, drops, batch.datagrams()));
             self.drain();
             if let Some(e) = error {
                 return Err(e);
@@ -458,8 +465,8 @@ impl Loop {
         if save {
             self.save();
         }
-        while let Some((frame, _)) = self.endpoint.poll_frame() {
-            if let Err(e) = write_frame(&self.tap, &frame, &mut self.drops) {
+        while let Some(frame) = self.endpoint.poll_frame() {
+            if let Err(e) = self.device.write_plain(&frame, &mut self.drops) {
                 debug!("{e}");
             }
         }
@@ -555,20 +562,4 @@ impl Loop {
         self.endpoint.settle(now);
         self.drain();
     }
-}
-
-/// A frame into the device. An error only when the device is gone for good.
-fn write_frame(tap: &Tap, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
-    match tap.send(frame) {
-        Ok(_) => Ok(()),
-        Err(e) if tap::vanished(&e) => Err(device_gone(tap)),
-        Err(_) => {
-            drops.count(DropReason::SocketBusy);
-            Ok(())
-        }
-    }
-}
-
-fn device_gone(tap: &Tap) -> io::Error {
-    io::Error::other(format!("the network device `{}` was deleted", tap.name()))
 }

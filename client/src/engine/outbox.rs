@@ -1,4 +1,4 @@
-//! Datagrams that wait for a socket, in one piece of memory.
+//! Datagrams on their way to the sockets: straight from where they were sealed, or waiting, in one piece of memory.
 
 use shadowmesh_host::udp::{SendStop, Udp};
 use shadowmesh_proto::batch::Drops;
@@ -26,6 +26,16 @@ impl Outbox {
         self.list.push((to, start..self.bytes.len()));
     }
 
+    /// Sends these, without a copy unless something waits before them or the sockets do not take them.
+    pub fn send<'a>(&mut self, udp: &Udp, drops: &mut Drops, list: impl Iterator<Item = (SocketAddr, &'a [u8])>) {
+        if !self.list.is_empty() {
+            list.for_each(|(to, datagram)| self.push(to, datagram));
+            return self.flush(udp, drops);
+        }
+        let list: Vec<(SocketAddr, &[u8])> = list.collect();
+        *self = rest(udp, &list, drops);
+    }
+
     /// Sends what waits, as far as the sockets take it.
     pub fn flush(&mut self, udp: &Udp, drops: &mut Drops) {
         self.stopped = None;
@@ -34,21 +44,27 @@ impl Outbox {
         }
         let list: Vec<(SocketAddr, &[u8])> =
             self.list.iter().map(|(to, range)| (*to, &self.bytes[range.clone()])).collect();
-        let sent = udp.send_batch(&list, &mut |_, _| drops.count(DropReason::SocketBusy));
-        if sent.stop.is_none() {
+        let left = rest(udp, &list, drops);
+        if left.stopped.is_none() {
+            // The memory stays.
             self.bytes.clear();
             self.list.clear();
-            return;
+        } else {
+            *self = left;
         }
-        // The rest waits, but not without bound.
-        let mut rest = Outbox { stopped: sent.stop, ..Outbox::default() };
-        for (n, (to, datagram)) in list[sent.done..].iter().enumerate() {
-            if n < MAX_WAITING {
-                rest.push(*to, datagram);
-            } else {
-                drops.count(DropReason::SocketBusy);
-            }
-        }
-        *self = rest;
     }
+}
+
+/// Sends, and gives what was not taken, which waits, but not without bound.
+fn rest(udp: &Udp, list: &[(SocketAddr, &[u8])], drops: &mut Drops) -> Outbox {
+    let sent = udp.send_batch(list, &mut |_, _| drops.count(DropReason::SocketBusy));
+    let mut rest = Outbox { stopped: sent.stop, ..Outbox::default() };
+    for (n, (to, datagram)) in list[sent.done..].iter().enumerate() {
+        if n < MAX_WAITING {
+            rest.push(*to, datagram);
+        } else {
+            drops.count(DropReason::SocketBusy);
+        }
+    }
+    rest
 }

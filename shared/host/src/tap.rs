@@ -5,12 +5,13 @@
 //! each read and write begins with the 10-byte virtio header, and the device may hand over superframes of
 //! up to 64 KiB whose checksums are left to us.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
+use nix::sys::uio::{readv, writev};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 /// Size of the virtio header before each frame of a device opened with `vnet`.
@@ -173,15 +174,21 @@ impl Tap {
         &self.options
     }
 
-    /// Takes one frame. `WouldBlock` when there is none; see [`vanished`] for a device that is gone.
-    /// A frame longer than `buf` is cut by the kernel: give MTU + 18 (with `vnet`: 10 + 65,553).
-    pub fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.device.recv(buf)
+    /// Takes one frame; with `vnet` its header into `header`, which is left as it is otherwise. `WouldBlock` when there is
+    /// none; see [`vanished`] for a device that is gone. A frame longer than `buf` is cut by the kernel: give MTU + 18
+    /// (with `vnet`: 65,553).
+    pub fn recv(&self, header: &mut [u8; VNET_HEADER], buf: &mut [u8]) -> io::Result<usize> {
+        if !self.options.vnet {
+            return self.device.recv(buf);
+        }
+        let n = readv(self.as_fd(), &mut [IoSliceMut::new(header), IoSliceMut::new(buf)])?;
+        Ok(n.saturating_sub(VNET_HEADER))
     }
 
-    /// Gives one frame to the host. `WouldBlock` when its queue is full; `EIO` while the interface is down.
-    pub fn send(&self, frame: &[u8]) -> io::Result<usize> {
-        self.device.send(frame)
+    /// Gives one frame to the host, in pieces; with `vnet` the first is its header, otherwise there is none. `WouldBlock`
+    /// when its queue is full; `EIO` while the interface is down; `EINVAL` for a header that it does not take.
+    pub fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(writev(self.as_fd(), pieces)?)
     }
 }
 

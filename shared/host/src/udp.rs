@@ -15,7 +15,9 @@
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -23,8 +25,10 @@ use nix::sys::socket::{
     getsockname, setsockopt, socket, sockopt,
 };
 
-/// Datagrams that one system call moves at most.
+/// Messages that one system call moves at most.
 pub const BATCH: usize = 64;
+/// Room for datagrams that the kernel has joined ([`Udp::use_offloads`]).
+pub const JOINED: usize = 65_536;
 
 /// Asked of the kernel for each direction of each socket.
 const BUFFER: usize = 4 << 20;
@@ -83,6 +87,11 @@ struct Socket {
 /// Bound sockets, used as one.
 pub struct Udp {
     sockets: Vec<Socket>,
+    /// What is sent to one destination is joined for the kernel.
+    join: AtomicBool,
+    truncated: AtomicU64,
+    /// Which socket is read first.
+    turn: AtomicUsize,
 }
 
 impl std::fmt::Debug for Udp {
@@ -151,7 +160,8 @@ impl Udp {
         if sockets.is_empty() {
             return Err(addresses.first().map_or(UdpError::Nothing, |a| UdpError::NoAddress(*a)));
         }
-        Ok(Udp { sockets })
+        let join = AtomicBool::new(false);
+        Ok(Udp { sockets, join, truncated: AtomicU64::new(0), turn: AtomicUsize::new(0) })
     }
 
     /// What is bound, with the ports that were chosen.
@@ -174,18 +184,39 @@ impl Udp {
         self.sockets.iter().position(|s| s.local.is_ipv4() == to.is_ipv4())
     }
 
-    /// Takes what has arrived, up to the batch's size, from all sockets. An empty batch: nothing is there. Errors that ICMP
-    /// left on a socket are not errors; one that is returned means the socket is broken.
-    pub fn recv_batch(&self, batch: &mut RecvBatch, queue: Queue) -> io::Result<usize> {
-        batch.len = 0;
+    /// From now on the kernel may join datagrams of one sender and one size (UDP_GRO, Linux 5.0), and what is sent is
+    /// joined for it (UDP_SEGMENT, 4.18). Who receives gives each message [`JOINED`] bytes of room.
+    pub fn use_offloads(&mut self) {
+        for s in &self.sockets {
+            // Without it each datagram comes by itself.
+            let _older_kernel = mmsg::set_int(&s.fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+        }
+        self.join = AtomicBool::new(true);
+    }
+
+    /// Takes what has arrived, from all sockets, as far as `memory` holds it in pieces of `slot` bytes; what is where is
+    /// appended to the list. Gives how many messages that were: nothing is there, when none. Errors that ICMP left on a
+    /// socket are not errors; one that is returned means the socket is broken.
+    pub fn recv(
+        &self,
+        memory: &mut [u8],
+        slot: usize,
+        list: &mut Vec<(SocketAddr, Range<usize>)>,
+        queue: Queue,
+    ) -> io::Result<usize> {
         // Another address first each time, so that a flood on one does not starve the other.
-        batch.turn = batch.turn.wrapping_add(1);
-        let (first, n) = (batch.turn, self.sockets.len());
-        for fd in (0..n).flat_map(|i| queue.of(&self.sockets[(first + i) % n])) {
+        let (first, n) = (self.turn.fetch_add(1, Ordering::Relaxed), self.sockets.len());
+        let mut truncated = 0;
+        let mut got = Received { list, used: 0, truncated: &mut truncated };
+        let mut messages = 0;
+        for fd in (0..n).flat_map(|i| queue.of(&self.sockets[(first.wrapping_add(i)) % n])) {
             let mut tries = 0;
-            while batch.len < batch.capacity() {
-                match mmsg::recv(fd.as_fd(), batch) {
-                    Ok(_) => break,
+            while got.used + slot <= memory.len() {
+                match mmsg::recv(fd.as_fd(), memory, slot, &mut got) {
+                    Ok(n) => {
+                        messages += n;
+                        break;
+                    }
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR) => {}
                     Err(e) if transient(e) && tries < BATCH => tries += 1,
@@ -194,7 +225,20 @@ impl Udp {
                 }
             }
         }
-        Ok(batch.len)
+        self.truncated.fetch_add(truncated, Ordering::Relaxed);
+        Ok(messages)
+    }
+
+    /// Datagrams dropped so far because they were longer than the room for them.
+    pub fn truncated(&self) -> u64 {
+        self.truncated.load(Ordering::Relaxed)
+    }
+
+    /// The same into a batch: up to its size.
+    pub fn recv_batch(&self, batch: &mut RecvBatch, queue: Queue) -> io::Result<usize> {
+        batch.list.clear();
+        self.recv(&mut batch.slab, batch.slot, &mut batch.list, queue)?;
+        Ok(batch.list.len())
     }
 
     /// Sends a list of datagrams in order. `refused` is told of each that was not sent while the rest went
@@ -205,22 +249,35 @@ impl Udp {
         refused: &mut dyn FnMut(usize, SendError),
     ) -> Sent {
         let mut done = 0;
+        // So many from here are sent one by one: the kernel did not take them together.
+        let mut apart = 0;
         while let Some((to, _)) = list.get(done) {
             let Some(index) = self.socket_for(to) else {
                 refused(done, SendError::NoSocket);
                 done += 1;
                 continue;
             };
+            let join = apart <= done && self.join.load(Ordering::Relaxed);
+            let most = if apart > done { apart - done } else { BATCH }.min(BATCH);
             // As many as go through one socket in one call.
             let run =
-                list[done..].iter().take(BATCH).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
-            match mmsg::send(self.sockets[index].fd.as_fd(), &list[done..done + run]) {
+                list[done..].iter().take(most).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
+            match mmsg::send(self.sockets[index].fd.as_fd(), &list[done..done + run], join) {
                 Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
                 Ok(n) => done += n,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Sent { done, stop: Some(SendStop::WouldBlock) },
-                Err(Errno::ENOBUFS | Errno::ENOMEM) => return Sent { done, stop: Some(SendStop::NoBuffers) },
-                Err(e) => {
+                Err((Errno::EINTR, _)) => {}
+                Err((Errno::EAGAIN, _)) => return Sent { done, stop: Some(SendStop::WouldBlock) },
+                Err((Errno::ENOBUFS | Errno::ENOMEM, _)) => {
+                    return Sent { done, stop: Some(SendStop::NoBuffers) };
+                }
+                // One that is too large for the interface, or an interface (EIO) or kernel that does not cut.
+                Err((e @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP), n)) if n > 1 => {
+                    apart = done + n;
+                    if e == Errno::EIO {
+                        self.join.store(false, Ordering::Relaxed);
+                    }
+                }
+                Err((e, _)) => {
                     // The call reports the error of its first datagram only.
                     refused(done, send_error(e));
                     done += 1;
@@ -336,63 +393,58 @@ fn bound(address: SocketAddr, share: bool) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// What a call has received.
+struct Received<'a> {
+    list: &'a mut Vec<(SocketAddr, Range<usize>)>,
+    /// Bytes of the memory that are taken.
+    used: usize,
+    truncated: &'a mut u64,
+}
+
 /// Memory for received datagrams, allocated once.
 pub struct RecvBatch {
     slab: Box<[u8]>,
     slot: usize,
-    lens: Vec<usize>,
-    from: Vec<SocketAddr>,
-    len: usize,
-    truncated: u64,
-    turn: usize,
+    list: Vec<(SocketAddr, Range<usize>)>,
 }
 
 impl RecvBatch {
     /// `count` datagrams (1 to [`BATCH`]) of up to `slot` bytes each.
     pub fn new(count: usize, slot: usize) -> RecvBatch {
         let (count, slot) = (count.clamp(1, BATCH), slot.max(1));
-        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-        RecvBatch {
-            slab: vec![0; count * slot].into_boxed_slice(),
-            slot,
-            lens: vec![0; count],
-            from: vec![nobody; count],
-            len: 0,
-            truncated: 0,
-            turn: 0,
-        }
+        RecvBatch { slab: vec![0; count * slot].into_boxed_slice(), slot, list: Vec::with_capacity(count) }
     }
 
-    /// How many datagrams it can hold.
+    /// How many messages it can hold.
     pub fn capacity(&self) -> usize {
-        self.lens.len()
+        self.slab.len() / self.slot
     }
 
-    /// How many it holds.
+    /// How many datagrams it holds.
     pub fn len(&self) -> usize {
-        self.len
+        self.list.len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Datagrams dropped so far because they were longer than a slot.
-    pub fn truncated(&self) -> u64 {
-        self.truncated
+        self.list.is_empty()
     }
 
     /// The datagrams, to read.
     pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        let slots = self.slab.chunks_exact(self.slot);
-        self.from.iter().zip(&self.lens).zip(slots).take(self.len).map(|((from, n), s)| (*from, &s[..*n]))
+        self.list.iter().map(|(from, range)| (*from, &self.slab[range.clone()]))
     }
 
     /// The datagrams, to open in place.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
-        let slots = self.slab.chunks_exact_mut(self.slot);
-        self.from.iter().zip(&self.lens).zip(slots).take(self.len).map(|((from, n), s)| (*from, &mut s[..*n]))
+        let (mut rest, mut at) = (&mut self.slab[..], 0);
+        // They lie one after the other.
+        self.list.iter().map(move |(from, range)| {
+            let (_, behind) = std::mem::take(&mut rest).split_at_mut(range.start - at);
+            let (datagram, behind) = behind.split_at_mut(range.len());
+            (rest, at) = (behind, range.end);
+            (*from, datagram)
+        })
     }
 }
 

@@ -4,39 +4,44 @@
 use crate::handshake::Source;
 use crate::snapshot::{PeerId, SessionId};
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::data::{DATA_HEADER, DATA_TAG, Kind, VnetMeta};
+use crate::frame::Outline;
+use crate::superframe::{self, Growing, Headers, VnetHeader};
+use shadowmesh_wire::data::{CHUNK_HEADER, ChunkHeader, DATA_HEADER, DATA_TAG, Kind};
 use shadowmesh_wire::relay::RELAY_HEADER;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-/// Room before a frame: relay header, data header, kind.
-pub const HEADROOM: usize = RELAY_HEADER + DATA_HEADER + 1;
+/// Room before a frame: relay header, data header, kind, chunk header.
+pub const HEADROOM: usize = RELAY_HEADER + DATA_HEADER + 1 + CHUNK_HEADER;
 /// Room after it: the tag.
 pub const TAILROOM: usize = DATA_TAG;
 
-/// A frame in a slot.
+/// A frame of a batch.
 #[derive(Debug, Clone)]
 pub struct TxFrame {
-    pub(crate) slot: usize,
-    pub(crate) len: usize,
-    /// Offload metadata, when the device gives it.
-    pub vnet: Option<VnetMeta>,
+    at: usize,
+    len: usize,
+    /// What the device says of it; `None`: nothing is left to do.
+    pub vnet: Option<VnetHeader>,
 }
 
 /// Frames on their way out.
 pub struct TxBatch {
     memory: Vec<u8>,
-    slot: usize,
-    slots: usize,
+    /// Largest frame.
+    frame: usize,
+    most: usize,
+    /// Where the next one's room begins.
+    next: usize,
     pub(crate) frames: Vec<TxFrame>,
-    /// Copies: fragments, and floods to more than one.
+    /// Copies: chunks, fragments, and floods to more than one.
     pub(crate) extra: Vec<u8>,
     pub(crate) out: Vec<(SocketAddr, Area)>,
     /// Frames that need thought.
-    pub(crate) upcalls: Vec<usize>,
+    pub(crate) upcalls: Vec<Area>,
 }
 
-/// Which memory a datagram lies in.
+/// Which memory bytes lie in.
 #[derive(Debug, Clone)]
 pub(crate) enum Area {
     Slot(Range<usize>),
@@ -44,41 +49,47 @@ pub(crate) enum Area {
 }
 
 impl TxBatch {
-    /// Room for `slots` frames of at most `frame` bytes each.
-    pub fn new(slots: usize, frame: usize) -> Self {
-        let slot = HEADROOM + frame + TAILROOM;
+    /// Room for `most` frames, each of at most `frame` bytes, as long as they fit in `memory` bytes with what is put
+    /// around them; at least one does.
+    pub fn new(most: usize, frame: usize, memory: usize) -> Self {
         TxBatch {
-            memory: vec![0; slots * slot],
-            slot,
-            slots,
-            frames: Vec::with_capacity(slots),
+            memory: vec![0; memory.max(HEADROOM + frame + TAILROOM)],
+            frame,
+            most,
+            next: 0,
+            frames: Vec::with_capacity(most),
             extra: Vec::new(),
-            out: Vec::with_capacity(slots),
+            out: Vec::with_capacity(most),
             upcalls: Vec::new(),
         }
     }
 
     /// Where the next frame goes; `None` when the batch is full.
     pub fn reserve(&mut self) -> Option<&mut [u8]> {
-        if self.frames.len() >= self.slots {
+        if self.frames.len() >= self.most {
             return None;
         }
-        let at = self.frames.len() * self.slot;
-        self.memory.get_mut(at + HEADROOM..at + self.slot - TAILROOM)
+        let at = self.next + HEADROOM;
+        let end = at + self.frame;
+        if end + TAILROOM > self.memory.len() {
+            return None;
+        }
+        self.memory.get_mut(at..end)
     }
 
     /// The frame is there: `len` bytes of it.
-    pub fn commit(&mut self, len: usize, vnet: Option<VnetMeta>) {
-        let slot = self.frames.len();
-        self.frames.push(TxFrame { slot, len: len.min(self.slot - HEADROOM - TAILROOM), vnet });
+    pub fn commit(&mut self, len: usize, vnet: Option<VnetHeader>) {
+        let (at, len) = (self.next + HEADROOM, len.min(self.frame));
+        self.frames.push(TxFrame { at, len, vnet: vnet.filter(|v| !v.is_plain()) });
+        self.next = at + len + TAILROOM;
     }
 
     /// Copies a frame in; `false` when there is no room for it.
-    pub fn push(&mut self, frame: &[u8]) -> bool {
+    pub fn push(&mut self, frame: &[u8], vnet: Option<VnetHeader>) -> bool {
         match self.reserve() {
             Some(buf) if buf.len() >= frame.len() => {
                 buf[..frame.len()].copy_from_slice(frame);
-                self.commit(frame.len(), None);
+                self.commit(frame.len(), vnet);
                 true
             }
             _ => false,
@@ -87,32 +98,50 @@ impl TxBatch {
 
     pub(crate) fn frame(&self, i: usize) -> &[u8] {
         let f = &self.frames[i];
-        let at = f.slot * self.slot + HEADROOM;
-        &self.memory[at..at + f.len]
+        &self.memory[f.at..f.at + f.len]
     }
 
-    /// The slot of frame `i` from `room` bytes before the frame to the tag's end, and its place in memory.
-    pub(crate) fn whole_slot(&mut self, i: usize, room: usize) -> (&mut [u8], Range<usize>) {
+    /// The same, and where copies go.
+    pub(crate) fn frame_and_extra(&mut self, i: usize) -> (&[u8], &mut Vec<u8>, &mut Vec<(SocketAddr, Area)>) {
         let f = &self.frames[i];
-        let at = f.slot * self.slot + HEADROOM - room;
-        let range = at..at + room + f.len + TAILROOM;
+        (&self.memory[f.at..f.at + f.len], &mut self.extra, &mut self.out)
+    }
+
+    /// Frame `i` needs thought.
+    pub(crate) fn up(&mut self, i: usize) {
+        let f = &self.frames[i];
+        self.upcalls.push(Area::Slot(f.at..f.at + f.len));
+    }
+
+    /// So does a copy.
+    pub(crate) fn up_copy(&mut self, frame: &[u8]) {
+        let start = self.extra.len();
+        self.extra.extend_from_slice(frame);
+        self.upcalls.push(Area::Extra(start..self.extra.len()));
+    }
+
+    /// Frame `i` with `room` bytes before it and the tag's after it, and its place in memory.
+    pub(crate) fn around(&mut self, i: usize, room: usize) -> (&mut [u8], Range<usize>) {
+        let f = &self.frames[i];
+        let range = f.at - room..f.at + f.len + TAILROOM;
         (&mut self.memory[range.clone()], range)
+    }
+
+    fn bytes(&self, area: &Area) -> &[u8] {
+        match area {
+            Area::Slot(r) => &self.memory[r.clone()],
+            Area::Extra(r) => &self.extra[r.clone()],
+        }
     }
 
     /// What is to be sent, and where to.
     pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        self.out.iter().map(|(to, area)| {
-            let bytes = match area {
-                Area::Slot(r) => &self.memory[r.clone()],
-                Area::Extra(r) => &self.extra[r.clone()],
-            };
-            (*to, bytes)
-        })
+        self.out.iter().map(|(to, area)| (*to, self.bytes(area)))
     }
 
     /// Frames for [`crate::Node::handle_frame`].
     pub fn upcalls(&self) -> impl Iterator<Item = &[u8]> {
-        self.upcalls.iter().map(|i| self.frame(*i))
+        self.upcalls.iter().map(|area| self.bytes(area))
     }
 
     /// Frames in it.
@@ -127,6 +156,7 @@ impl TxBatch {
 
     /// Empties it; the memory stays.
     pub fn clear(&mut self) {
+        self.next = 0;
         self.frames.clear();
         self.extra.clear();
         self.out.clear();
@@ -180,10 +210,14 @@ pub(crate) enum RawUpcall {
 /// Datagrams on their way in.
 pub struct RxBatch {
     pub(crate) memory: Vec<u8>,
-    slot: usize,
-    slots: usize,
+    /// Where the next datagram may go.
+    next: usize,
     pub(crate) datagrams: Vec<(SocketAddr, Range<usize>)>,
-    pub(crate) frames: Vec<(FrameArea, Option<VnetMeta>)>,
+    frames: Vec<RxFrame>,
+    /// Payloads that follow a superframe's first part.
+    parts: Vec<Range<usize>>,
+    /// The last of the frames, while it may grow: from whom, and the flags of its last part.
+    growing: Option<(PeerId, Growing, u8)>,
     pub(crate) reassembled: Vec<u8>,
     pub(crate) upcalls: Vec<RawUpcall>,
     /// Hosts behind peers that were heard for the first time, from elsewhere, or again after a while.
@@ -196,51 +230,133 @@ pub(crate) enum FrameArea {
     Reassembled(Range<usize>),
 }
 
+struct RxFrame {
+    head: FrameArea,
+    /// Which of the batch's parts follow.
+    parts: Range<usize>,
+    vnet: Option<VnetHeader>,
+}
+
+/// A frame for the device.
+pub struct Delivered<'a> {
+    /// Headers and payload; of a superframe, those of its first part.
+    pub head: &'a [u8],
+    parts: &'a [Range<usize>],
+    memory: &'a [u8],
+    /// What the device is told of it; `None`: it is complete.
+    pub vnet: Option<VnetHeader>,
+}
+
+impl<'a> Delivered<'a> {
+    /// Payload that follows the head.
+    pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> {
+        let memory = self.memory;
+        self.parts.iter().map(|r| &memory[r.clone()])
+    }
+
+    /// All of it in one piece.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = self.head.to_vec();
+        out.extend(self.parts().flatten());
+        out
+    }
+
+    /// The frames that it is for a device that takes no superframes and computes no checksums.
+    pub fn plain(&self) -> Vec<Vec<u8>> {
+        let whole = self.to_vec();
+        let Some(vnet) = &self.vnet else { return vec![whole] };
+        Outline::read(&whole).ok().and_then(|o| superframe::plain(&whole, &o, vnet)).unwrap_or_default()
+    }
+}
+
 impl RxBatch {
-    /// Room for `slots` datagrams of at most `datagram` bytes each.
-    pub fn new(slots: usize, datagram: usize) -> Self {
+    /// Room for `memory` bytes of datagrams.
+    pub fn new(memory: usize) -> Self {
         RxBatch {
-            memory: vec![0; slots * datagram],
-            slot: datagram,
-            slots,
-            datagrams: Vec::with_capacity(slots),
-            frames: Vec::with_capacity(slots),
+            memory: vec![0; memory],
+            next: 0,
+            datagrams: Vec::new(),
+            frames: Vec::new(),
+            parts: Vec::new(),
+            growing: None,
             reassembled: Vec::new(),
             upcalls: Vec::new(),
             stations: Vec::new(),
         }
     }
 
-    /// Where the next datagram goes; `None` when the batch is full.
-    pub fn reserve(&mut self) -> Option<&mut [u8]> {
-        if self.datagrams.len() >= self.slots {
-            return None;
-        }
-        let at = self.datagrams.len() * self.slot;
-        self.memory.get_mut(at..at + self.slot)
-    }
-
-    /// The datagram is there: `len` bytes of it.
-    pub fn commit(&mut self, from: SocketAddr, len: usize) {
-        let at = self.datagrams.len() * self.slot;
-        self.datagrams.push((from, at..at + len.min(self.slot)));
+    /// Memory to read into, and the list of what was read: from whom, and where in that memory. The batch is to be empty.
+    pub fn space(&mut self) -> (&mut [u8], &mut Vec<(SocketAddr, Range<usize>)>) {
+        (&mut self.memory, &mut self.datagrams)
     }
 
     /// Copies a datagram in; `false` when there is no room for it.
     pub fn push(&mut self, from: SocketAddr, datagram: &[u8]) -> bool {
-        match self.reserve() {
-            Some(buf) if buf.len() >= datagram.len() => {
-                buf[..datagram.len()].copy_from_slice(datagram);
-                self.commit(from, datagram.len());
-                true
-            }
-            _ => false,
+        let range = self.next..self.next + datagram.len();
+        let Some(room) = self.memory.get_mut(range.clone()) else { return false };
+        room.copy_from_slice(datagram);
+        self.next = range.end;
+        self.datagrams.push((from, range));
+        true
+    }
+
+    /// A complete frame for the device.
+    pub(crate) fn deliver(&mut self, area: FrameArea) {
+        self.grown();
+        self.add(area, None);
+    }
+
+    /// A frame whose checksum is left to the device, and which may be a part of a superframe.
+    pub(crate) fn deliver_chunk(&mut self, peer: PeerId, c: ChunkHeader, area: Range<usize>, h: Headers) -> bool {
+        let frame = &self.memory[area.clone()];
+        if c.size == 0 {
+            let vnet = h.meta(frame, 0);
+            self.grown();
+            self.add(FrameArea::Slot(area), Some(vnet));
+            return true;
+        }
+        let flags = superframe::tcp_flags(frame, &h);
+        if let Some((from, growing, last)) = &mut self.growing
+            && *from == peer
+            && let Some(f) = self.frames.last_mut()
+            && let FrameArea::Slot(head) = &f.head
+            && let Some(at) = growing.take(c.id, c.size, &self.memory[head.clone()], frame, &h)
+        {
+            *last = flags;
+            self.parts.push(area.start + at..area.end);
+            f.parts.end = self.parts.len();
+            return true;
+        }
+        let Some(growing) = Growing::begin(c.id, c.size, frame, h) else { return false };
+        self.grown();
+        self.add(FrameArea::Slot(area), None);
+        self.growing = Some((peer, growing, flags));
+        true
+    }
+
+    fn add(&mut self, head: FrameArea, vnet: Option<VnetHeader>) {
+        let parts = self.parts.len()..self.parts.len();
+        self.frames.push(RxFrame { head, parts, vnet });
+    }
+
+    /// The last frame grows no more.
+    pub(crate) fn grown(&mut self) {
+        if let Some((_, growing, flags)) = self.growing.take()
+            && let Some(f) = self.frames.last_mut()
+            && let FrameArea::Slot(head) = &f.head
+        {
+            f.vnet = Some(growing.finish(&mut self.memory[head.clone()], flags));
         }
     }
 
-    /// Frames for the device, with their offload metadata.
-    pub fn frames(&self) -> impl Iterator<Item = (&[u8], Option<VnetMeta>)> {
-        self.frames.iter().map(|(area, vnet)| (self.frame(area), *vnet))
+    /// Frames for the device.
+    pub fn frames(&self) -> impl Iterator<Item = Delivered<'_>> {
+        self.frames.iter().map(|f| Delivered {
+            head: self.frame(&f.head),
+            parts: &self.parts[f.parts.clone()],
+            memory: &self.memory,
+            vnet: f.vnet,
+        })
     }
 
     pub(crate) fn frame(&self, area: &FrameArea) -> &[u8] {
@@ -279,8 +395,11 @@ impl RxBatch {
 
     /// Empties it; the memory stays.
     pub fn clear(&mut self) {
+        self.next = 0;
         self.datagrams.clear();
         self.frames.clear();
+        self.parts.clear();
+        self.growing = None;
         self.reassembled.clear();
         self.upcalls.clear();
         self.stations.clear();

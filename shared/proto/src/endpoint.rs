@@ -1,12 +1,11 @@
 //! Node, sealer and opener in one thread: what small devices and the simulator run. The order of draining is kept here.
 
-use crate::batch::{Drops, RxBatch, TxBatch};
+use crate::batch::{Delivered, Drops, RxBatch, TxBatch};
 use crate::node::{Event, Node};
 use crate::snapshot::Snapshot;
 use crate::time::earlier;
 use crate::work::{Work, WorkDone};
 use crate::{Opener, Sealer, Time};
-use shadowmesh_wire::data::VnetMeta;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +13,13 @@ use std::time::Duration;
 
 /// Receiver statistics are taken so long after the first packet since the last time: reports at least every 100 ms.
 const STATS: Duration = Duration::from_millis(100);
+
+/// Frames of one batch at most.
+const TX_FRAMES: usize = 64;
+/// Memory of a batch on its way out: 64 frames of an Ethernet, or a few superframes.
+const TX_MEMORY: usize = 256 << 10;
+/// And of one on its way in: 64 datagrams, or 16 that the kernel has joined.
+const RX_MEMORY: usize = 1 << 20;
 
 /// The whole of a node in one thread.
 pub struct Endpoint {
@@ -30,23 +36,23 @@ pub struct Endpoint {
     tx: TxBatch,
     rx: RxBatch,
     out: VecDeque<(SocketAddr, Vec<u8>)>,
-    frames: VecDeque<(Vec<u8>, Option<VnetMeta>)>,
+    frames: VecDeque<Vec<u8>>,
 }
 
 impl Endpoint {
-    /// `frame` is the largest frame, bytes.
-    pub fn new(node: Node, frame: usize, fragment_id: u32) -> Self {
+    /// `frame` is the largest frame that the device gives, bytes: superframes, if it makes any.
+    pub fn new(node: Node, frame: usize, frame_id: u32) -> Self {
         let snapshot = node.snapshot();
         Endpoint {
             node,
-            sealer: Sealer::new(1, fragment_id),
+            sealer: Sealer::new(1, frame_id),
             opener: Opener::new(),
             snapshot,
             coming: VecDeque::new(),
             lag: Duration::ZERO,
             stats_at: None,
-            tx: TxBatch::new(64, frame),
-            rx: RxBatch::new(64, 2048),
+            tx: TxBatch::new(TX_FRAMES, frame, TX_MEMORY),
+            rx: RxBatch::new(RX_MEMORY),
             out: VecDeque::new(),
             frames: VecDeque::new(),
         }
@@ -57,14 +63,12 @@ impl Endpoint {
         &mut self.tx
     }
 
-    /// Seals what is in the batch; `send` gets each datagram as a slice over the batch's memory.
-    pub fn seal(&mut self, now: Time, mut send: impl FnMut(SocketAddr, &[u8])) {
+    /// Seals what is in the batch; `send` gets it with its datagrams.
+    pub fn seal(&mut self, now: Time, send: impl FnOnce(&TxBatch)) {
         self.advance(now);
         self.sealer.seal_frames(now, &self.snapshot, &mut self.tx);
-        for (to, bytes) in self.tx.datagrams() {
-            send(to, bytes);
-        }
-        let mut tx = std::mem::replace(&mut self.tx, TxBatch::new(0, 0));
+        send(&self.tx);
+        let mut tx = std::mem::replace(&mut self.tx, TxBatch::new(0, 0, 0));
         for frame in tx.upcalls() {
             self.node.handle_frame(now, frame, &self.snapshot);
         }
@@ -78,20 +82,20 @@ impl Endpoint {
         &mut self.rx
     }
 
-    /// Opens what is in the batch; `deliver` gets each frame as a slice over the batch's memory.
-    pub fn open(&mut self, now: Time, mut deliver: impl FnMut(&[u8], Option<VnetMeta>)) {
+    /// Opens what is in the batch; `deliver` gets each frame, over the batch's memory.
+    pub fn open(&mut self, now: Time, mut deliver: impl FnMut(Delivered<'_>)) {
         if self.rx.is_empty() {
             return;
         }
         self.advance(now);
         self.opener.open_datagrams(now, &self.snapshot, &mut self.rx);
-        for (frame, vnet) in self.rx.frames() {
-            deliver(frame, vnet);
+        for frame in self.rx.frames() {
+            deliver(frame);
         }
         if self.rx.frames().next().is_some() && self.stats_at.is_none() {
             self.stats_at = Some(now + STATS);
         }
-        let mut rx = std::mem::replace(&mut self.rx, RxBatch::new(0, 0));
+        let mut rx = std::mem::replace(&mut self.rx, RxBatch::new(0));
         if !rx.stations().is_empty() {
             self.node.handle_stations(now, rx.stations());
             self.settle(now);
@@ -139,7 +143,7 @@ impl Endpoint {
         }
         self.advance(now);
         while let Some(frame) = self.node.poll_frame() {
-            self.frames.push_back((frame, None));
+            self.frames.push_back(frame);
         }
         while let Some(x) = self.node.poll_transmit() {
             self.out.push_back(x);
@@ -166,7 +170,7 @@ impl Endpoint {
     }
 
     /// A frame that the node wants delivered.
-    pub fn poll_frame(&mut self) -> Option<(Vec<u8>, Option<VnetMeta>)> {
+    pub fn poll_frame(&mut self) -> Option<Vec<u8>> {
         self.frames.pop_front()
     }
 

@@ -20,6 +20,7 @@ mod relay_link;
 mod rng;
 mod sealer;
 mod snapshot;
+pub mod superframe;
 mod time;
 pub mod window;
 mod work;

@@ -9,7 +9,8 @@ use crate::lane::{RxLane, RxStats};
 use crate::relay_leg::check_down;
 use crate::snapshot::{Install, PeerId, SessionId, Snapshot};
 use shadowmesh_crypto::secret::Secret;
-use shadowmesh_wire::data::{DataHeader, FragmentHeader, Kind, MAX_FRAME_FRAGMENTS};
+use crate::superframe::Headers;
+use shadowmesh_wire::data::{ChunkHeader, DataHeader, FragmentHeader, Kind, MAX_FRAME_FRAGMENTS};
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, TO_RELAY};
 use shadowmesh_wire::{Class, DropReason, PacketType, classify};
 use std::collections::HashMap;
@@ -112,6 +113,7 @@ impl Opener {
                 self.drops.count(reason);
             }
         }
+        batch.grown();
     }
 
     fn open_datagram(
@@ -162,10 +164,15 @@ impl Opener {
         let body = range.start + body.start..range.start + body.end;
         let (peer, session) = (lane.peer, lane.session);
         match kind {
-            Kind::Frame => self.deliver(now, snapshot, batch, peer, FrameArea::Slot(body)),
+            Kind::Frame => self.deliver(now, snapshot, batch, peer, FrameArea::Slot(body), None),
+            Kind::Chunk => {
+                let (chunk, frame) = ChunkHeader::parse(&batch.memory[body.clone()])?;
+                let area = FrameArea::Slot(body.end - frame.len()..body.end);
+                self.deliver(now, snapshot, batch, peer, area, Some(chunk))
+            }
             Kind::Fragment => {
                 let Some(area) = self.reassemble(now, batch, peer, body)? else { return Ok(()) };
-                self.deliver(now, snapshot, batch, peer, area)
+                self.deliver(now, snapshot, batch, peer, area, None)
             }
             Kind::Control | Kind::Report | Kind::Ping | Kind::Pong => {
                 upcall(batch, RawUpcall::Plain { session, peer, source, kind, body })
@@ -180,15 +187,25 @@ impl Opener {
         batch: &mut RxBatch,
         peer: PeerId,
         area: FrameArea,
+        chunk: Option<ChunkHeader>,
     ) -> Result<(), DropReason> {
         // A lane that outlives its peer's place in the snapshot (revoked, left) delivers nothing.
         let forward = snapshot.peers.get(&peer).ok_or(DropReason::NotMember)?;
         let frame = batch.frame(&area);
         let len = frame.len();
-        if len > snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS {
+        let o = snapshot.check_source(frame, Some(forward))?;
+        let left = match chunk {
+            Some(c) => Some((c, Headers::read(frame, &o).ok_or(DropReason::BadFrame)?)),
+            None => None,
+        };
+        // Of several segments each must be one that the network takes.
+        let largest = match &left {
+            Some((c, h)) if c.size > 0 => h.payload + usize::from(c.size),
+            _ => len,
+        };
+        if largest > snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS {
             return Err(DropReason::BadFrame);
         }
-        let o = snapshot.check_source(frame, Some(forward))?;
         // Whoever bridges takes frames for hosts behind it, never those of another member.
         let here = |mac| snapshot.own.bridge.is_some() && !snapshot.macs.contains_key(mac);
         if !o.is_group() && o.dst != snapshot.own.mac && !here(&o.dst) {
@@ -197,10 +214,17 @@ impl Opener {
         if o.src != forward.guard.mac && !snapshot.macs.contains_key(&o.src) {
             self.hear_station(now, batch, o.src, peer);
         }
+        match (area, left) {
+            (FrameArea::Slot(area), Some((c, h))) => {
+                if !batch.deliver_chunk(peer, c, area, h) {
+                    return Err(DropReason::BadFrame);
+                }
+            }
+            (area, _) => batch.deliver(area),
+        }
         let received = self.received.entry(peer).or_default();
         received.0 += 1;
         received.1 += len as u64;
-        batch.frames.push((area, None));
         Ok(())
     }
 

@@ -7,8 +7,10 @@ use crate::lane::TxLane;
 use crate::relay_leg::RelayLeg;
 use crate::snapshot::{Forward, Install, LaneId, PeerId, Route, Snapshot};
 use shadowmesh_wire::DropReason;
+use crate::superframe::{self, Headers, MAX_SEGMENTS, VnetHeader};
 use shadowmesh_wire::data::{
-    DATA_HEADER, DATA_TAG, FRAGMENT_HEADER, FRAME_OVERHEAD, FragmentHeader, Kind, MAX_FRAME_FRAGMENTS,
+    CHUNK_HEADER, ChunkHeader, DATA_HEADER, DATA_TAG, FRAGMENT_HEADER, FRAME_OVERHEAD, FragmentHeader, Kind,
+    MAX_FRAME_FRAGMENTS,
 };
 use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::HashMap;
@@ -18,12 +20,17 @@ use std::net::SocketAddr;
 const FLOOD_RATE: f64 = 8.0 * 1024.0 * 1024.0;
 const FLOOD_BURST: f64 = 1024.0 * 1024.0;
 
+/// What a chunk costs over its own size.
+const CHUNK_OVERHEAD: usize = FRAME_OVERHEAD + CHUNK_HEADER;
+/// Payload bytes that a path must hold for a superframe to go by parts.
+const LEAST_PART: usize = 256;
+
 /// Seals for one thread. Nothing in it is shared.
 pub struct Sealer {
     thread: usize,
     lanes: HashMap<LaneId, TxLane>,
     relays: HashMap<u32, RelayLeg>,
-    fragment_id: u32,
+    frame_id: u32,
     flood_tokens: f64,
     flood_at: Time,
     /// Frames dropped here.
@@ -33,14 +40,14 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For the sending thread with this number; `fragment_id` is where its frame ids begin (random, so that two threads
+    /// For the sending thread with this number; `frame_id` is where its frame ids begin (random, so that two threads
     /// of one sender do not meet).
-    pub fn new(thread: usize, fragment_id: u32) -> Self {
+    pub fn new(thread: usize, frame_id: u32) -> Self {
         Sealer {
             thread,
             lanes: HashMap::new(),
             relays: HashMap::new(),
-            fragment_id,
+            frame_id,
             flood_tokens: FLOOD_BURST,
             flood_at: Time(0),
             drops: Drops::default(),
@@ -87,9 +94,10 @@ impl Sealer {
         batch: &mut TxBatch,
         i: usize,
     ) -> Result<(), DropReason> {
-        let frame = batch.frame(i);
+        let (frame, vnet) = (batch.frame(i), batch.frames[i].vnet);
         let o = Outline::read(frame)?;
-        if frame.len() > snapshot.mtu + ETHERNET + 4 * MAX_TAGS {
+        let segmented = vnet.is_some_and(|v| v.gso_size > 0);
+        if !segmented && frame.len() > snapshot.mtu + ETHERNET + 4 * MAX_TAGS {
             return Err(DropReason::BadFrame);
         }
         // Peers would drop it: say so here, where it can be seen.
@@ -103,30 +111,112 @@ impl Sealer {
             && let Some(forward) = snapshot.owner(&o.dst)
             && forward.lanes.is_some()
         {
-            return self.seal_in_slot(forward, batch, i);
+            return match vnet {
+                None => self.seal_in_slot(forward, batch, i),
+                Some(v) => self.seal_left(forward, batch, i, &o, &v),
+            };
         }
         // No session yet, ARP, neighbour discovery: the control half knows what to do.
         let unknown = !o.is_group() && !snapshot.bridges.is_empty() && snapshot.is_unknown(&o.dst);
         if !(o.is_group() || unknown) || frame::resolution(frame, &o).is_some() {
-            batch.upcalls.push(i);
-            return Ok(());
+            return up(batch, i, &o, vnet.as_ref());
         }
         // Whoever has no session yet is seen to by the control half, once.
         if snapshot.unreached {
-            batch.upcalls.push(i);
+            up(batch, i, &o, vnet.as_ref())?;
         }
         // What nobody is known to have goes to those who may have it. [P-LEARN]
         let to = if unknown { &snapshot.bridges } else { &snapshot.flood };
         let frame = batch.frame(i).to_vec();
         self.flood_budget(now, frame.len() * to.len())?;
-        for peer in to {
-            if let Some(forward) = snapshot.peers.get(peer)
-                && let Err(reason) = self.seal_copy(forward, &frame, batch)
-            {
-                self.drops.count(reason);
+        for frame in plain_frames(frame, &o, vnet.as_ref())? {
+            for peer in to {
+                if let Some(forward) = snapshot.peers.get(peer)
+                    && let Err(reason) = self.seal_copy(forward, &frame, batch)
+                {
+                    self.drops.count(reason);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Unicast of which something is left to do: the receiver's device does it. What cannot be left to a device is done
+    /// here.
+    fn seal_left(
+        &mut self,
+        forward: &Forward,
+        batch: &mut TxBatch,
+        i: usize,
+        o: &Outline,
+        v: &VnetHeader,
+    ) -> Result<(), DropReason> {
+        let frame = batch.frame(i);
+        let h = Headers::read(frame, o).filter(|h| !h.is_dhcp(frame));
+        let (size, step) = match h {
+            // As it is.
+            Some(_) if v.gso_size == 0 && frame.len() + CHUNK_OVERHEAD <= forward.mtu => {
+                return self.seal_chunk_in_slot(forward, batch, i);
+            }
+            Some(h) => match part(&h, frame.len() - h.payload, usize::from(v.gso_size), forward.mtu) {
+                Some(part) => part,
+                None => return self.seal_plain(forward, batch, i, o, v),
+            },
+            None => return self.seal_plain(forward, batch, i, o, v),
+        };
+        let Some(h) = h else { return Err(DropReason::BadFrame) };
+        let (to, relay) = self.first_hop(forward)?;
+        let lane = lane_of(&mut self.lanes, forward, self.thread)?;
+        let mut leg = match relay {
+            Some((relay, handle)) => Some((self.relays.get_mut(&relay).ok_or(DropReason::NoSession)?, handle)),
+            None => None,
+        };
+        self.frame_id = self.frame_id.wrapping_add(1);
+        let header = ChunkHeader { id: self.frame_id, size: size as u16 }.emit();
+        let (frame, extra, out) = batch.frame_and_extra(i);
+        let (len, payload) = (frame.len(), frame.len() - h.payload);
+        for at in (0..payload).step_by(step) {
+            let start = extra.len();
+            if let Some((leg, handle)) = &mut leg {
+                extra.extend_from_slice(&leg.header(*handle));
+            }
+            let inner = extra.len();
+            extra.resize(inner + DATA_HEADER, 0);
+            extra.push(Kind::Chunk as u8);
+            extra.extend_from_slice(&header);
+            h.cut(frame, at, step, at / size, extra);
+            extra.resize(extra.len() + DATA_TAG, 0);
+            lane.seal_in_place(&mut extra[inner..])?;
+            out.push((to, Area::Extra(start..extra.len())));
+        }
+        self.count(forward.peer, len);
+        Ok(())
+    }
+
+    /// Everything done here: for what no device can be told of, and where the path is too small for a segment.
+    fn seal_plain(
+        &mut self,
+        forward: &Forward,
+        batch: &mut TxBatch,
+        i: usize,
+        o: &Outline,
+        v: &VnetHeader,
+    ) -> Result<(), DropReason> {
+        let frame = batch.frame(i).to_vec();
+        for frame in plain_frames(frame, o, Some(v))? {
+            self.seal_copy(forward, &frame, batch)?;
+        }
+        Ok(())
+    }
+
+    fn seal_chunk_in_slot(
+        &mut self,
+        forward: &Forward,
+        batch: &mut TxBatch,
+        i: usize,
+    ) -> Result<(), DropReason> {
+        let header = ChunkHeader { id: 0, size: 0 }.emit();
+        self.seal_around(forward, batch, i, Kind::Chunk, &header)
     }
 
     fn flood_budget(&mut self, now: Time, bytes: usize) -> Result<(), DropReason> {
@@ -142,17 +232,31 @@ impl Sealer {
 
     /// Unicast: sealed where it was read, no copy.
     fn seal_in_slot(&mut self, forward: &Forward, batch: &mut TxBatch, i: usize) -> Result<(), DropReason> {
-        let len = batch.frame(i).len();
-        if len + FRAME_OVERHEAD > forward.mtu {
+        if batch.frame(i).len() + FRAME_OVERHEAD > forward.mtu {
             let frame = batch.frame(i).to_vec();
             return self.seal_copy(forward, &frame, batch);
         }
+        self.seal_around(forward, batch, i, Kind::Frame, &[])
+    }
+
+    /// Puts kind, a body's header and all else around a frame where it lies, and seals it.
+    fn seal_around(
+        &mut self,
+        forward: &Forward,
+        batch: &mut TxBatch,
+        i: usize,
+        kind: Kind,
+        header: &[u8],
+    ) -> Result<(), DropReason> {
+        let len = batch.frame(i).len();
         let (to, relay) = self.first_hop(forward)?;
-        let room = DATA_HEADER + 1 + if relay.is_some() { RELAY_HEADER } else { 0 };
+        let before = DATA_HEADER + 1 + header.len();
+        let room = before + if relay.is_some() { RELAY_HEADER } else { 0 };
         let lane = lane_of(&mut self.lanes, forward, self.thread)?;
-        let (buf, range) = batch.whole_slot(i, room);
-        let (outer, inner) = buf.split_at_mut(room - DATA_HEADER - 1);
-        inner[DATA_HEADER] = Kind::Frame as u8;
+        let (buf, range) = batch.around(i, room);
+        let (outer, inner) = buf.split_at_mut(room - before);
+        inner[DATA_HEADER] = kind as u8;
+        inner[DATA_HEADER + 1..before].copy_from_slice(header);
         lane.seal_in_place(inner)?;
         if let Some((relay, handle)) = relay {
             let leg = self.relays.get_mut(&relay).ok_or(DropReason::NoSession)?;
@@ -179,8 +283,8 @@ impl Sealer {
             if count > MAX_FRAME_FRAGMENTS {
                 return Err(DropReason::BadFrame);
             }
-            self.fragment_id = self.fragment_id.wrapping_add(1);
-            (count, self.fragment_id)
+            self.frame_id = self.frame_id.wrapping_add(1);
+            (count, self.frame_id)
         };
         let piece = frame.len().div_ceil(count);
         for (index, bytes) in frame.chunks(piece).enumerate() {
@@ -245,6 +349,41 @@ impl Sealer {
             }
         }
     }
+}
+
+/// How a superframe (or one frame of which something is left to do, `size` 0) goes over a path: payload bytes a segment,
+/// and a datagram, a multiple of them. `None`: not by parts.
+fn part(h: &Headers, payload: usize, size: usize, mtu: usize) -> Option<(usize, usize)> {
+    let room = mtu.checked_sub(CHUNK_OVERHEAD + h.payload).filter(|r| *r >= LEAST_PART)?;
+    if size == 0 {
+        // Evenly, so that the second is not a few bytes. UDP's boundaries are not ours to move.
+        return h.is_tcp().then(|| payload.div_ceil(payload.div_ceil(room).max(1))).map(|size| (size, size));
+    }
+    match room / size {
+        0 if h.is_tcp() => Some((room, room)),
+        0 => None,
+        n => Some((size, n.min(MAX_SEGMENTS) * size)),
+    }
+}
+
+/// A frame of which nothing is left to do.
+fn plain_frames(frame: Vec<u8>, o: &Outline, vnet: Option<&VnetHeader>) -> Result<Vec<Vec<u8>>, DropReason> {
+    match vnet {
+        None => Ok(vec![frame]),
+        Some(v) => superframe::plain(&frame, o, v).ok_or(DropReason::BadFrame),
+    }
+}
+
+/// To the control half, complete.
+fn up(batch: &mut TxBatch, i: usize, o: &Outline, vnet: Option<&VnetHeader>) -> Result<(), DropReason> {
+    if vnet.is_none() {
+        batch.up(i);
+        return Ok(());
+    }
+    for frame in plain_frames(batch.frame(i).to_vec(), o, vnet)? {
+        batch.up_copy(&frame);
+    }
+    Ok(())
 }
 
 fn lane_of<'a>(

@@ -14,6 +14,8 @@ pub const FRAME_OVERHEAD: usize = DATA_HEADER + 1 + DATA_TAG;
 pub const FRAGMENT_HEADER: usize = 5;
 /// Fragments of one frame at most.
 pub const MAX_FRAME_FRAGMENTS: usize = 8;
+/// Body bytes before a chunk's frame: id 4, size 2.
+pub const CHUNK_HEADER: usize = 6;
 
 /// Header of a data packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,9 @@ impl DataHeader {
 pub enum Kind {
     /// A whole Ethernet frame.
     Frame = 1,
+    /// A frame whose TCP or UDP checksum is left to the receiver's device, often a part of a superframe: [`ChunkHeader`]
+    /// and the frame.
+    Chunk = 2,
     /// A piece of a frame larger than the path: [`FragmentHeader`] and bytes.
     Fragment = 3,
     /// A control message ([`crate::control`]).
@@ -68,10 +73,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind with this byte. (2 is kept for superframe chunks.)
+    /// The kind with this byte.
     pub fn from_byte(b: u8) -> Option<Self> {
         use Kind::*;
-        [Frame, Fragment, Control, Report, Ping, Pong].into_iter().find(|k| *k as u8 == b)
+        [Frame, Chunk, Fragment, Control, Report, Ping, Pong].into_iter().find(|k| *k as u8 == b)
     }
 }
 
@@ -106,58 +111,30 @@ impl FragmentHeader {
     }
 }
 
-/// Offload metadata that travels beside a frame (the `virtio_net_hdr` of a TAP device, in network order). 10 B.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VnetMeta {
-    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` (1) or `_DATA_VALID` (2).
-    pub flags: u8,
-    /// `VIRTIO_NET_HDR_GSO_*`: 0 none, 1 TCPv4, 4 TCPv6, 5 UDP_L4; 0x80 ECN.
-    pub gso_type: u8,
-    /// Header bytes up to the payload; a hint.
-    pub hdr_len: u16,
-    /// Payload bytes of a segment.
-    pub gso_size: u16,
-    /// Where summing begins.
-    pub csum_start: u16,
-    /// Where the sum goes, from `csum_start`.
-    pub csum_offset: u16,
+/// Before a chunk's frame. All else that a device wants to know is in the frame's own headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// The superframe that it is a part of; unique for a while at one sender.
+    pub id: u32,
+    /// Payload bytes of the superframe's segments; 0: a frame by itself.
+    pub size: u16,
 }
 
-impl VnetMeta {
-    /// Bytes of the metadata.
-    pub const LEN: usize = 10;
-
+impl ChunkHeader {
     /// As bytes.
-    pub fn emit(&self, out: &mut Vec<u8>) {
-        Writer(out)
-            .u8(self.flags)
-            .u8(self.gso_type)
-            .u16(self.hdr_len)
-            .u16(self.gso_size)
-            .u16(self.csum_start)
-            .u16(self.csum_offset);
+    pub fn emit(&self) -> [u8; CHUNK_HEADER] {
+        let ([a, b, c, d], [e, f]) = (self.id.to_be_bytes(), self.size.to_be_bytes());
+        [a, b, c, d, e, f]
     }
 
-    /// From bytes, checked against the frame that it speaks of: every offset lies within it.
-    pub fn parse(bytes: &[u8], frame_len: usize) -> Result<Self, WireError> {
-        let mut r = Reader::new(bytes);
-        let m = VnetMeta {
-            flags: r.u8()?,
-            gso_type: r.u8()?,
-            hdr_len: r.u16()?,
-            gso_size: r.u16()?,
-            csum_start: r.u16()?,
-            csum_offset: r.u16()?,
-        };
-        r.finish()?;
-        let sum_end = usize::from(m.csum_start) + usize::from(m.csum_offset) + 2;
-        let gso = m.gso_type & 0x7f;
-        let holds = m.flags <= 3
-            && matches!(gso, 0 | 1 | 4 | 5)
-            && usize::from(m.hdr_len) <= frame_len
-            && (m.flags & 1 == 0 || sum_end <= frame_len)
-            && (gso == 0 || (m.flags & 1 == 1 && m.gso_size > 0));
-        if holds { Ok(m) } else { Err(WireError::Malformed) }
+    /// The header and the frame.
+    pub fn parse(body: &[u8]) -> Result<(Self, &[u8]), WireError> {
+        let mut r = Reader::new(body);
+        let header = ChunkHeader { id: r.u32()?, size: r.u16()? };
+        if r.remaining() == 0 {
+            return Err(WireError::Truncated);
+        }
+        Ok((header, r.rest()))
     }
 }
 

@@ -67,8 +67,8 @@ pub fn packets(b: &[u8]) {
     let _ = wire::data::FragmentHeader::parse(b);
     let _ = wire::data::Report::parse(b);
     let _ = wire::data::Ping::parse(b);
-    if let Some((meta, frame)) = b.split_at_checked(wire::data::VnetMeta::LEN) {
-        let _ = wire::data::VnetMeta::parse(meta, frame.len());
+    if let Ok((h, rest)) = wire::data::ChunkHeader::parse(b) {
+        assert_eq!([&h.emit()[..], rest].concat(), b);
     }
 }
 
@@ -187,7 +187,7 @@ pub fn node(b: &[u8]) {
         settle(e, now);
         for from in [address(1), "203.0.113.66:666".parse().expect("address")] {
             e.rx().push(from, b);
-            e.open(now, |frame, _| panic!("a stranger's datagram became a frame: {frame:02x?}"));
+            e.open(now, |frame| panic!("a stranger's datagram became a frame: {:02x?}", frame.to_vec()));
             let replied: usize = std::iter::from_fn(|| e.poll_transmit()).map(|(_, p)| p.len()).sum();
             assert!(replied <= b.len(), "{replied} bytes for {}", b.len());
             settle(e, now);
@@ -211,16 +211,16 @@ pub fn device(b: &[u8]) {
             let mut sealed = vec![];
             for f in [b, &own].into_iter().filter(|f| f.len() <= 1600) {
                 let e = &mut w.nodes[n].endpoint;
-                e.tx().push(f);
-                e.seal(now, |to, bytes| sealed.push((to, bytes.to_vec())));
+                e.tx().push(f, None);
+                e.seal(now, |b| sealed.extend(b.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))));
                 settle(e, now);
             }
             let (from, there) = (w.nodes[n].address, w.nodes[1].address);
             for (_, bytes) in sealed.into_iter().filter(|(to, _)| *to == there) {
                 let e = &mut w.nodes[1].endpoint;
                 e.rx().push(from, &bytes);
-                e.open(now, |frame, _| {
-                    assert!(frame[6..12] != CAST.members[1].id.mac(), "its own MAC came in")
+                e.open(now, |frame| {
+                    assert!(frame.head[6..12] != CAST.members[1].id.mac(), "its own MAC came in")
                 });
                 settle(e, now);
             }

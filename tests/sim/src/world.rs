@@ -354,8 +354,8 @@ impl World {
         let now = self.now;
         let mut out = vec![];
         let e = &mut self.nodes[node].endpoint;
-        e.tx().push(frame);
-        e.seal(now, |to, bytes| out.push((to, bytes.to_vec())));
+        e.tx().push(frame, None);
+        e.seal(now, |batch| out.extend(batch.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))));
         for (to, bytes) in out {
             self.launch(address(node), to, bytes);
         }
@@ -497,7 +497,7 @@ impl World {
             while let Some((to, bytes)) = self.nodes[n].endpoint.poll_transmit() {
                 self.launch(address(n), to, bytes);
             }
-            while let Some((frame, _)) = self.nodes[n].endpoint.poll_frame() {
+            while let Some(frame) = self.nodes[n].endpoint.poll_frame() {
                 self.delivered(n, &frame);
             }
             match self.nodes[n].endpoint.poll_work() {
@@ -690,7 +690,7 @@ impl World {
         let before = if self.trace { self.drops() } else { String::new() };
         let e = &mut self.nodes[n].endpoint;
         e.rx().push(f.from, &f.bytes);
-        e.open(now, |frame, _| frames.push(frame.to_vec()));
+        e.open(now, |frame| frames.extend(frame.plain()));
         if self.trace && self.drops() != before {
             let (what, len) = (told(&f.bytes), f.bytes.len());
             println!("{:8.3} {n} drops {what} {len} B from {}: {}", now.0 as f64 / 1e9, f.from, self.drops());

@@ -8,7 +8,11 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-use super::{BATCH, RecvBatch};
+use super::{BATCH, Received};
+
+/// Datagrams of one message at most (`UDP_MAX_SEGMENTS` before Linux 6.9), and their bytes: an IPv4 packet holds no more.
+const MAX_RUN: usize = 64;
+const MAX_JOINED: usize = 65_507;
 
 /// Room for an address of either family, as the kernel writes it.
 #[repr(C)]
@@ -60,29 +64,40 @@ pub fn divide(second: &OwnedFd) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Appends what a socket has to the batch; leaves out (and counts) what was cut.
-pub fn recv(fd: BorrowedFd<'_>, batch: &mut RecvBatch) -> nix::Result<usize> {
-    let start = batch.len;
-    let room = (batch.capacity() - start).min(BATCH);
+/// Control messages of one datagram: the segment size (`UDP_GRO`, `UDP_SEGMENT`), as the kernel lays it out.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; 64]);
+
+/// Takes what a socket has into `memory`, a `slot` for each datagram (or for several of one size that the kernel has
+/// joined), up to [`BATCH`] of them; appends to the list what is where. What was cut is left out and counted.
+pub fn recv(fd: BorrowedFd<'_>, memory: &mut [u8], slot: usize, got: &mut Received<'_>) -> nix::Result<usize> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.
     let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
     // SAFETY: as above.
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-    let slots = batch.slab.chunks_exact_mut(batch.slot).skip(start).take(room);
-    for (((slot, iovec), address), header) in slots.zip(&mut iovecs).zip(&mut addresses).zip(&mut headers) {
+    let mut controls = [Control([0; 64]); BATCH];
+    let start = got.used;
+    let slots = memory.get_mut(start..).unwrap_or_default().chunks_exact_mut(slot).take(BATCH);
+    let mut room = 0;
+    let parts = slots.zip(&mut iovecs).zip(&mut addresses).zip(&mut headers).zip(&mut controls);
+    for ((((slot, iovec), address), header), control) in parts {
         iovec.iov_base = slot.as_mut_ptr().cast();
         iovec.iov_len = slot.len();
         header.msg_hdr.msg_name = ptr::from_mut(address).cast();
         header.msg_hdr.msg_namelen = size_of::<Address>() as libc::socklen_t;
         header.msg_hdr.msg_iov = iovec;
         header.msg_hdr.msg_iovlen = 1;
+        header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+        header.msg_hdr.msg_controllen = size_of::<Control>() as _;
+        room += 1;
     }
-    // SAFETY: the first `room` headers were filled above, each with one iovec over its own slot of the
-    // slab (disjoint, as chunks are) and one address, all of which live and are not touched until the
+    // SAFETY: the first `room` headers were filled above, each with one iovec over its own slot of the memory (disjoint,
+    // as chunks are), one address and one buffer for control messages, all of which live and are not touched until the
     // call returns. The timeout may be null.
-    let got = unsafe {
+    let n = unsafe {
         libc::recvmmsg(
             fd.as_raw_fd(),
             headers.as_mut_ptr(),
@@ -91,25 +106,44 @@ pub fn recv(fd: BorrowedFd<'_>, batch: &mut RecvBatch) -> nix::Result<usize> {
             ptr::null_mut(),
         )
     };
-    let got = Errno::result(got)? as usize;
-    let mut kept = start;
-    for (i, (header, address)) in headers.iter().zip(&addresses).take(got).enumerate() {
-        let len = header.msg_len as usize;
-        if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || len > batch.slot {
-            batch.truncated += 1;
+    let n = Errno::result(n)? as usize;
+    for (i, (header, address)) in headers.iter().zip(&addresses).take(n).enumerate() {
+        let (at, len) = (start + i * slot, header.msg_len as usize);
+        if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || len > slot {
+            *got.truncated += 1;
             continue;
         }
         let Some(from) = read_address(address) else { continue };
-        if kept != start + i {
-            let at = (start + i) * batch.slot;
-            batch.slab.copy_within(at..at + len, kept * batch.slot);
+        let segment = segment_size(&header.msg_hdr).unwrap_or(len).max(1);
+        let mut begin = 0;
+        // An empty datagram is one, too.
+        while begin < len || begin == 0 {
+            let end = (begin + segment).min(len);
+            got.list.push((from, at + begin..at + end));
+            begin = end.max(1);
         }
-        batch.lens[kept] = len;
-        batch.from[kept] = from;
-        kept += 1;
     }
-    batch.len = kept;
-    Ok(kept - start)
+    got.used = start + n * slot;
+    Ok(n)
+}
+
+/// What the kernel says of datagrams that it has joined: the size of each but the last.
+fn segment_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the header was filled by the kernel, its control buffer is the one given to it, which lives; the macro
+    // checks its length.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !control.is_null() {
+        // SAFETY: not null, so a whole header within the buffer, which is aligned for one.
+        let c = unsafe { &*control };
+        if c.cmsg_level == libc::SOL_UDP && c.cmsg_type == libc::UDP_GRO {
+            // SAFETY: the kernel puts an int there; it may not be aligned for one.
+            let size = unsafe { ptr::read_unaligned(libc::CMSG_DATA(control).cast::<libc::c_int>()) };
+            return usize::try_from(size).ok();
+        }
+        // SAFETY: as for the first.
+        control = unsafe { libc::CMSG_NXTHDR(header, control) };
+    }
+    None
 }
 
 fn read_address(address: &Address) -> Option<SocketAddr> {
@@ -157,28 +191,42 @@ fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
     }
 }
 
-/// Sends up to [`BATCH`] datagrams of one family; the error is that of the first one.
-pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])]) -> nix::Result<usize> {
+/// Sends up to [`BATCH`] datagrams of one family; with `join`, those to one destination and of one size (the last may be
+/// shorter) as one message that the kernel, or the card, cuts. Gives how many were taken; the error is that of the first
+/// message, and how many datagrams that was.
+pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])], join: bool) -> Result<usize, (Errno, usize)> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.
     let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
     // SAFETY: as above.
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-    let count = list.len().min(BATCH);
-    for ((((to, bytes), iovec), address), header) in
-        list.iter().zip(&mut iovecs).zip(&mut addresses).zip(&mut headers)
-    {
-        header.msg_hdr.msg_namelen = write_address(address, to);
-        header.msg_hdr.msg_name = ptr::from_mut(address).cast();
+    let mut controls = [Control([0; 64]); BATCH];
+    let mut runs = [0usize; BATCH];
+    let list = &list[..list.len().min(BATCH)];
+    for (iovec, (_, bytes)) in iovecs.iter_mut().zip(list) {
         // The kernel only reads what it sends.
         iovec.iov_base = bytes.as_ptr().cast_mut().cast();
         iovec.iov_len = bytes.len();
-        header.msg_hdr.msg_iov = iovec;
-        header.msg_hdr.msg_iovlen = 1;
     }
-    // SAFETY: the first `count` headers were filled above with pointers to one address and one iovec
-    // each, the iovec over a borrowed slice; all live until the call returns, and none is written to.
+    let (mut at, mut count) = (0, 0);
+    let parts = addresses.iter_mut().zip(&mut headers).zip(&mut controls).zip(&mut runs);
+    for (((address, header), control), run) in parts {
+        let Some((to, first)) = list.get(at) else { break };
+        *run = if join { run_of(&list[at..]) } else { 1 };
+        header.msg_hdr.msg_namelen = write_address(address, to);
+        header.msg_hdr.msg_name = ptr::from_mut(address).cast();
+        header.msg_hdr.msg_iov = iovecs[at..].as_mut_ptr();
+        header.msg_hdr.msg_iovlen = *run as _;
+        if *run > 1 {
+            write_segment_size(&mut header.msg_hdr, control, first.len() as u16);
+        }
+        at += *run;
+        count += 1;
+    }
+    // SAFETY: the first `count` headers were filled above with pointers to one address, to as many iovecs as they say,
+    // each over a borrowed slice, and to one control message or none; all live until the call returns, and none is
+    // written to.
     let sent = unsafe {
         libc::sendmmsg(
             fd.as_raw_fd(),
@@ -187,5 +235,43 @@ pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])]) -> nix::Result<usi
             (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
         )
     };
-    Errno::result(sent).map(|n| n as usize)
+    match Errno::result(sent) {
+        Ok(n) => Ok(runs.iter().take(n as usize).sum()),
+        Err(e) => Err((e, runs[0])),
+    }
+}
+
+/// How many from the front may be one message.
+fn run_of(list: &[(SocketAddr, &[u8])]) -> usize {
+    let Some((to, first)) = list.first() else { return 0 };
+    let (size, mut total, mut run) = (first.len(), first.len(), 1);
+    if size == 0 {
+        return 1;
+    }
+    for (other, bytes) in &list[1..] {
+        total += bytes.len();
+        if other != to || bytes.len() > size || bytes.is_empty() || total > MAX_JOINED || run == MAX_RUN {
+            break;
+        }
+        run += 1;
+        if bytes.len() < size {
+            break;
+        }
+    }
+    run
+}
+
+fn write_segment_size(header: &mut libc::msghdr, control: &mut Control, size: u16) {
+    header.msg_control = ptr::from_mut(control).cast();
+    // SAFETY: a calculation.
+    header.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as _;
+    // SAFETY: the buffer is larger than the length that was set, and aligned, so that the first header is within it, and
+    // its data behind it.
+    unsafe {
+        let c = libc::CMSG_FIRSTHDR(header);
+        (*c).cmsg_level = libc::SOL_UDP;
+        (*c).cmsg_type = libc::UDP_SEGMENT;
+        (*c).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as _;
+        ptr::write_unaligned(libc::CMSG_DATA(c).cast::<u16>(), size);
+    }
 }

@@ -77,7 +77,7 @@ impl Node {
                 }
             }
             Kind::Control => self.handle_control(now, p, id, Control::parse(plain.body)?)?,
-            Kind::Frame | Kind::Fragment => return Err(DropReason::Malformed),
+            Kind::Frame | Kind::Chunk | Kind::Fragment => return Err(DropReason::Malformed),
         }
         Ok(())
     }

@@ -325,7 +325,7 @@ impl Node {
     /// One frame to one peer, on the control half's lane.
     pub(super) fn send_frame(&mut self, p: PeerId, frame: &[u8]) {
         let Some(forward) = self.snapshot.peers.get(&p).cloned() else { return };
-        let mut batch = TxBatch::new(0, 0);
+        let mut batch = TxBatch::new(0, 0, 0);
         match self.sealer.seal_copy(&forward, frame, &mut batch) {
             Ok(()) => self.out.extend(batch.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))),
             Err(reason) => self.drops.count(reason),

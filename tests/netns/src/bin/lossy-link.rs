@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use shadowmesh_host::clock::Clock;
-use shadowmesh_host::tap::{self, Tap, TapOptions};
+use shadowmesh_host::tap::{self, Tap, TapOptions, VNET_HEADER};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_netns_tests::Profile;
 
@@ -90,7 +90,7 @@ impl Direction {
             }
         }
         while let Some(frame) = self.stuck.front() {
-            match to.send(frame) {
+            match to.send(&[io::IoSlice::new(frame)]) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 // A cable into a machine that has its port off.
                 Err(e) if tap::is_down(&e) => {}
@@ -166,7 +166,7 @@ fn run() -> Result<(), String> {
         for (tap, direction) in taps.iter().zip(&mut directions) {
             // So many at most, so that a flood one way does not delay the other.
             for _ in 0..256 {
-                match tap.recv(&mut frame) {
+                match tap.recv(&mut [0; VNET_HEADER], &mut frame) {
                     Ok(n) => direction.take(clock.now(), &profile, &frame[..n]),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                     // The namespace goes before this program when a lab is taken down.

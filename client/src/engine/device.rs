@@ -1,0 +1,100 @@
+//! The device as the packet loop uses it: frames with what is left to do for them, where the kernel takes that.
+
+use shadowmesh_host::tap::{self, Tap, VNET_HEADER};
+use shadowmesh_proto::batch::{Delivered, Drops};
+use shadowmesh_proto::superframe::{GSO_ECN, GSO_UDP, VnetHeader};
+use shadowmesh_wire::DropReason;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// A complete frame's header.
+const COMPLETE: [u8; VNET_HEADER] = [0; VNET_HEADER];
+
+/// The device.
+pub struct Device {
+    tap: Tap,
+    /// It takes UDP superframes (Linux 6.2).
+    udp: bool,
+}
+
+impl Device {
+    /// Uses a device.
+    pub fn new(tap: Tap) -> Self {
+        Device { tap, udp: true }
+    }
+
+    /// Takes a frame: its length, and what is left to do for it.
+    ///
+    /// # Errors
+    /// As [`Tap::recv`].
+    pub fn read(&self, buf: &mut [u8]) -> io::Result<(usize, Option<VnetHeader>)> {
+        let mut header = COMPLETE;
+        let len = self.tap.recv(&mut header, buf)?;
+        let vnet = self.tap.options().vnet.then(|| VnetHeader::parse(&header));
+        // Without offloads a frame that fills the room was cut.
+        let cut = !self.tap.options().vnet && len >= buf.len();
+        Ok((if cut { 0 } else { len }, vnet))
+    }
+
+    /// Gives a frame to the host.
+    ///
+    /// # Errors
+    /// Only when the device is gone for good.
+    pub fn write(&mut self, frame: &Delivered<'_>, drops: &mut Drops) -> io::Result<()> {
+        let takes = |v: &VnetHeader| self.udp || v.gso_type & !GSO_ECN != GSO_UDP;
+        if let Some(vnet) = frame.vnet
+            && self.tap.options().vnet
+            && takes(&vnet)
+        {
+            let header = vnet.emit();
+            let mut pieces = vec![IoSlice::new(&header), IoSlice::new(frame.head)];
+            pieces.extend(frame.parts().map(IoSlice::new));
+            match self.tap.send(&pieces) {
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                    // A kernel that does not know UDP superframes; anything else goes by parts this once.
+                    self.udp &= vnet.gso_type & !GSO_ECN != GSO_UDP;
+                }
+                other => return self.written(other, drops),
+            }
+        }
+        if frame.vnet.is_none() {
+            return self.write_plain(frame.head, drops);
+        }
+        for plain in frame.plain() {
+            self.write_plain(&plain, drops)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a complete frame to the host.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    pub fn write_plain(&self, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
+        let pieces = [IoSlice::new(&COMPLETE), IoSlice::new(frame)];
+        let first = usize::from(!self.tap.options().vnet);
+        self.written(self.tap.send(&pieces[first..]), drops)
+    }
+
+    fn written(&self, result: io::Result<usize>, drops: &mut Drops) -> io::Result<()> {
+        match result {
+            Ok(_) => Ok(()),
+            Err(e) if tap::vanished(&e) => Err(self.gone()),
+            Err(_) => {
+                drops.count(DropReason::SocketBusy);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is said of a device that was deleted.
+    pub fn gone(&self) -> io::Error {
+        io::Error::other(format!("the network device `{}` was deleted", self.tap.name()))
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tap.as_fd()
+    }
+}

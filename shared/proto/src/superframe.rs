@@ -1,0 +1,370 @@
+//! Superframes and checksums that a device leaves to its reader, or takes from its writer (`virtio_net_hdr`): TCP and UDP
+//! over Ethernet, behind up to two tags.
+//!
+//! A superframe is cut into frames that each stand alone, headers and all, so that a loss costs one of them; at the
+//! receiver what comes together is one superframe again. No payload checksum is computed on the way: the AEAD covers it,
+//! and the field holds the sum of the pseudo header alone, as the device wants it. Who cannot leave that to a device has
+//! it computed by [`complete`].
+
+use crate::frame::Outline;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
+pub const NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_GSO_TCPV4`, `_TCPV6`, `_UDP_L4`.
+pub const GSO_TCP4: u8 = 1;
+/// See [`GSO_TCP4`].
+pub const GSO_TCP6: u8 = 4;
+/// See [`GSO_TCP4`].
+pub const GSO_UDP: u8 = 5;
+/// `VIRTIO_NET_HDR_GSO_ECN`: the first segment alone has CWR (RFC 3168 section 6.1.2).
+pub const GSO_ECN: u8 = 0x80;
+/// Segments of one superframe at most: what the kernel takes of UDP, and more than 64 KiB of TCP have at its smallest
+/// common segment (RFC 9293 section 3.7.1: 536 bytes).
+pub const MAX_SEGMENTS: usize = 128;
+/// Below this a segment would be mostly header: Linux's own least (`TCP_MIN_GSO_SIZE`).
+const MIN_TCP_SEGMENT: usize = 32;
+/// An IP packet's length has 16 bits.
+const MAX_IP: usize = 65_535;
+
+const FIN_PSH: u8 = 0x09;
+const CWR: u8 = 0x80;
+
+/// What a device says of a frame, and is told (`virtio_net_hdr`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VnetHeader {
+    /// [`NEEDS_CSUM`], or 2 (`_DATA_VALID`).
+    pub flags: u8,
+    /// 0, [`GSO_TCP4`], [`GSO_TCP6`] or [`GSO_UDP`], and [`GSO_ECN`].
+    pub gso_type: u8,
+    /// Bytes up to the payload; a hint.
+    pub hdr_len: u16,
+    /// Payload bytes of a segment.
+    pub gso_size: u16,
+    /// Where summing begins.
+    pub csum_start: u16,
+    /// Where the sum goes, from `csum_start`.
+    pub csum_offset: u16,
+}
+
+impl VnetHeader {
+    /// Bytes of it.
+    pub const LEN: usize = 10;
+
+    /// As the device takes it: in the machine's own byte order.
+    pub fn emit(&self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[0] = self.flags;
+        out[1] = self.gso_type;
+        let fields = [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset];
+        for (at, field) in out[2..].as_chunks_mut::<2>().0.iter_mut().zip(fields) {
+            *at = field.to_ne_bytes();
+        }
+        out
+    }
+
+    /// As the device gives it.
+    pub fn parse(bytes: &[u8; Self::LEN]) -> Self {
+        let [flags, gso_type, a, b, c, d, e, f, g, h] = *bytes;
+        let field = |a, b| u16::from_ne_bytes([a, b]);
+        VnetHeader {
+            flags,
+            gso_type,
+            hdr_len: field(a, b),
+            gso_size: field(c, d),
+            csum_start: field(e, f),
+            csum_offset: field(g, h),
+        }
+    }
+
+    /// Is there nothing left to do for this frame?
+    pub fn is_plain(&self) -> bool {
+        self.flags & NEEDS_CSUM == 0 && self.gso_type & !GSO_ECN == 0
+    }
+}
+
+/// Where the headers of a TCP or UDP frame lie; every length in them is that of the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Headers {
+    /// Where the IP header begins.
+    ip: usize,
+    /// Where TCP or UDP begins.
+    l4: usize,
+    /// Where the payload begins.
+    pub payload: usize,
+    v6: bool,
+    tcp: bool,
+}
+
+impl Headers {
+    /// Reads them: TCP or UDP right behind IPv4 (no fragment) or IPv6, the lengths exact. `None` for all else.
+    pub fn read(frame: &[u8], o: &Outline) -> Option<Self> {
+        let ip = o.payload;
+        let packet = frame.get(ip..)?;
+        let (v6, l4, protocol) = match (o.ethertype, packet.first()?) {
+            (0x0800, first @ 0x45..=0x4f) => {
+                let fragment = be16(packet, 6)? & 0x3fff != 0;
+                if fragment || usize::from(be16(packet, 2)?) != packet.len() {
+                    return None;
+                }
+                (false, usize::from(first & 15) * 4, *packet.get(9)?)
+            }
+            (0x86dd, 0x60..=0x6f) => {
+                if usize::from(be16(packet, 4)?) + 40 != packet.len() {
+                    return None;
+                }
+                (true, 40, *packet.get(6)?)
+            }
+            _ => return None,
+        };
+        let segment = packet.get(l4..)?;
+        let (tcp, header) = match protocol {
+            6 => (true, usize::from(segment.get(12)? >> 4) * 4),
+            17 if usize::from(be16(segment, 4)?) == segment.len() => (false, 8),
+            _ => return None,
+        };
+        if header < if tcp { 20 } else { 8 } || header > segment.len() {
+            return None;
+        }
+        Some(Headers { ip, l4: ip + l4, payload: ip + l4 + header, v6, tcp })
+    }
+
+    /// Is it TCP? Else it is UDP.
+    pub fn is_tcp(&self) -> bool {
+        self.tcp
+    }
+
+    /// Do programs read it raw, checksum and all? DHCP servers and clients (RFC 2131 section 4.1) do.
+    pub fn is_dhcp(&self, frame: &[u8]) -> bool {
+        let dhcp = |at| matches!(be16(frame, at), Some(67 | 68));
+        !self.tcp && !self.v6 && (dhcp(self.l4) || dhcp(self.l4 + 2))
+    }
+
+    /// What a device is told of such a frame: `size` payload bytes a segment, 0 for one that is no superframe.
+    pub fn meta(&self, frame: &[u8], size: u16) -> VnetHeader {
+        let ecn = self.tcp && frame.get(self.l4 + 13).is_some_and(|f| f & CWR != 0);
+        let gso = match (size, self.tcp, self.v6) {
+            (0, ..) => 0,
+            (_, true, false) => GSO_TCP4,
+            (_, true, true) => GSO_TCP6,
+            (_, false, _) => GSO_UDP,
+        };
+        VnetHeader {
+            flags: NEEDS_CSUM,
+            gso_type: gso | if gso != 0 && ecn { GSO_ECN } else { 0 },
+            hdr_len: self.payload as u16,
+            gso_size: size,
+            csum_start: self.l4 as u16,
+            csum_offset: if self.tcp { 16 } else { 6 },
+        }
+    }
+
+    /// Appends the frame that has the payload from `at`, `len` bytes of it: a part of a superframe that stands alone.
+    pub fn cut(&self, frame: &[u8], at: usize, len: usize, segments: usize, out: &mut Vec<u8>) {
+        let (start, end) = (self.payload + at, (self.payload + at + len).min(frame.len()));
+        let base = out.len();
+        out.extend_from_slice(&frame[..self.payload]);
+        out.extend_from_slice(&frame[start..end]);
+        let cut = &mut out[base..];
+        if self.tcp {
+            let seq = self.seq(frame).wrapping_add(at as u32);
+            cut[self.l4 + 4..self.l4 + 8].copy_from_slice(&seq.to_be_bytes());
+            let flags = &mut cut[self.l4 + 13];
+            if at > 0 {
+                *flags &= !CWR;
+            }
+            if end < frame.len() {
+                *flags &= !FIN_PSH;
+            }
+        }
+        if !self.v6 {
+            let id = be16(cut, self.ip + 4).unwrap_or(0).wrapping_add(segments as u16);
+            cut[self.ip + 4..self.ip + 6].copy_from_slice(&id.to_be_bytes());
+        }
+        self.set_lengths(cut, end - start);
+    }
+
+    fn seq(&self, frame: &[u8]) -> u32 {
+        let bytes = frame.get(self.l4 + 4..).and_then(|b| b.first_chunk::<4>());
+        bytes.map_or(0, |b| u32::from_be_bytes(*b))
+    }
+
+    /// Lengths, the IPv4 header's checksum, and the sum of the pseudo header, for so many bytes of payload. `head` is at
+    /// least the headers.
+    fn set_lengths(&self, head: &mut [u8], payload: usize) {
+        let l4_len = self.payload - self.l4 + payload;
+        let ip_len = self.payload - self.ip + payload;
+        let (ip, l4) = (self.ip, self.l4);
+        let addresses = if self.v6 {
+            head[ip + 4..ip + 6].copy_from_slice(&((ip_len - 40) as u16).to_be_bytes());
+            ip + 8..ip + 40
+        } else {
+            head[ip + 2..ip + 4].copy_from_slice(&(ip_len as u16).to_be_bytes());
+            head[ip + 10..ip + 12].fill(0);
+            let sum = !fold(sum(&head[ip..l4], 0));
+            head[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
+            ip + 12..ip + 20
+        };
+        let field = if self.tcp {
+            l4 + 16
+        } else {
+            head[l4 + 4..l4 + 6].copy_from_slice(&(l4_len as u16).to_be_bytes());
+            l4 + 6
+        };
+        let protocol = if self.tcp { 6 } else { 17 };
+        let pseudo = fold(sum(&head[addresses], protocol + l4_len as u64));
+        head[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+    }
+}
+
+/// A superframe that grows, as its parts come: what the next must be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Growing {
+    /// The sender's number for it.
+    pub id: u32,
+    h: Headers,
+    size: usize,
+    /// Payload bytes so far.
+    len: usize,
+    /// Sequence number of the next.
+    next: u32,
+    done: bool,
+}
+
+impl Growing {
+    /// Begins with a part; `size` is what its sender says of its segments. `None`: it is no part of any superframe that a
+    /// device would take.
+    pub fn begin(id: u32, size: u16, frame: &[u8], h: Headers) -> Option<Self> {
+        let (size, len) = (usize::from(size), frame.len() - h.payload);
+        let least = if h.tcp { MIN_TCP_SEGMENT } else { 1 };
+        if size < least || len == 0 || len.div_ceil(size) > MAX_SEGMENTS || frame.len() - h.ip > MAX_IP {
+            return None;
+        }
+        let done = h.tcp && flags(frame, &h) & FIN_PSH != 0;
+        let next = h.seq(frame).wrapping_add(len as u32);
+        Some(Growing { id, h, size, len, next, done: done || !len.is_multiple_of(size) })
+    }
+
+    /// Takes a part whose headers, but for what differs from part to part, are those of `head`; says where its payload
+    /// begins. `None`: it begins one of its own.
+    pub fn take(&mut self, id: u32, size: u16, head: &[u8], frame: &[u8], h: &Headers) -> Option<usize> {
+        let len = frame.len() - h.payload;
+        let total = self.len + len;
+        let fits = total.div_ceil(self.size) <= MAX_SEGMENTS && self.h.payload - self.h.ip + total <= MAX_IP;
+        let same = id == self.id && usize::from(size) == self.size && *h == self.h && !self.done && len > 0;
+        if !same || !fits || !self.continues(head, frame) {
+            return None;
+        }
+        if h.tcp && (h.seq(frame) != self.next || flags(frame, h) & CWR != 0) {
+            return None;
+        }
+        self.len = total;
+        self.next = self.next.wrapping_add(len as u32);
+        self.done = h.tcp && flags(frame, h) & FIN_PSH != 0 || !len.is_multiple_of(self.size);
+        Some(h.payload)
+    }
+
+    /// Do all bytes agree that are the same in every part of one superframe?
+    fn continues(&self, head: &[u8], frame: &[u8]) -> bool {
+        let h = &self.h;
+        let same = |r: std::ops::Range<usize>| head.get(r.clone()) == frame.get(r);
+        // Not: lengths, IPv4's identification and checksum; sequence, flags and checksum; UDP's length and checksum.
+        let ip = if h.v6 {
+            same(h.ip..h.ip + 4) && same(h.ip + 6..h.l4)
+        } else {
+            same(h.ip..h.ip + 2) && same(h.ip + 6..h.ip + 10) && same(h.ip + 12..h.l4)
+        };
+        let own = if h.tcp {
+            same(h.l4..h.l4 + 4) && same(h.l4 + 8..h.l4 + 13) && same(h.l4 + 14..h.l4 + 16) && same(h.l4 + 18..h.payload)
+        } else {
+            same(h.l4..h.l4 + 4)
+        };
+        same(0..h.ip) && ip && own
+    }
+
+    /// Makes the first part's headers those of the whole; gives what the device is told.
+    pub fn finish(&self, head: &mut [u8], last_flags: u8) -> VnetHeader {
+        self.h.set_lengths(head, self.len);
+        if self.h.tcp {
+            head[self.h.l4 + 13] |= last_flags & FIN_PSH;
+        }
+        let size = if self.len > self.size { self.size } else { 0 };
+        self.h.meta(head, size as u16)
+    }
+}
+
+fn flags(frame: &[u8], h: &Headers) -> u8 {
+    frame.get(h.l4 + 13).copied().unwrap_or(0)
+}
+
+/// TCP flags of a part, for [`Growing::finish`].
+pub(crate) fn tcp_flags(frame: &[u8], h: &Headers) -> u8 {
+    if h.tcp { flags(frame, h) } else { 0 }
+}
+
+/// Computes the checksum that was left to somebody. `false`: it lies outside of the frame, which is left as it was.
+pub fn complete(frame: &mut [u8], meta: &VnetHeader) -> bool {
+    let start = usize::from(meta.csum_start);
+    let field = start + usize::from(meta.csum_offset);
+    let Some(summed) = frame.get(start..) else { return false };
+    if field + 2 > frame.len() {
+        return false;
+    }
+    // Zero would say that there is no sum (RFC 768); the two are the same number.
+    let sum = match !fold(sum(summed, 0)) {
+        0 => 0xffff,
+        s => s,
+    };
+    frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    true
+}
+
+/// The frames that a superframe is, each complete: for who takes no superframes. `None`: it is none that can be cut.
+pub fn plain(frame: &[u8], o: &Outline, meta: &VnetHeader) -> Option<Vec<Vec<u8>>> {
+    let whole = |frame: &[u8], meta: &VnetHeader| {
+        let mut frame = frame.to_vec();
+        (meta.flags & NEEDS_CSUM == 0 || complete(&mut frame, meta)).then_some(frame)
+    };
+    if meta.gso_type & !GSO_ECN == 0 {
+        return Some(vec![whole(frame, meta)?]);
+    }
+    let h = Headers::read(frame, o)?;
+    let size = usize::from(meta.gso_size);
+    let len = frame.len() - h.payload;
+    if size == 0 || len.div_ceil(size) > MAX_SEGMENTS {
+        return None;
+    }
+    let one = h.meta(frame, 0);
+    let cut = |i: usize| {
+        let mut out = vec![];
+        h.cut(frame, i * size, size, i, &mut out);
+        whole(&out, &one)
+    };
+    (0..len.div_ceil(size)).map(cut).collect()
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|b| u16::from_be_bytes(*b))
+}
+
+/// Adds 16-bit words (RFC 1071), an odd byte at the end as if a zero followed.
+fn sum(bytes: &[u8], start: u64) -> u64 {
+    let (fours, rest) = bytes.as_chunks::<4>();
+    let mut sum = start;
+    for word in fours {
+        sum += u64::from(u32::from_be_bytes(*word));
+    }
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    sum + u64::from(u32::from_be_bytes(last))
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+#[cfg(test)]
+#[path = "superframe_tests.rs"]
+mod tests;
