@@ -94,7 +94,8 @@ impl Plan {
         };
         let calm = Weather {
             delay: ms(1 + dice.below(40)),
-            jitter: ms(dice.below(60)),
+            // Without any, the parts of a superframe arrive together.
+            jitter: ms(if dice.below(3) == 0 { 0 } else { dice.below(60) }),
             repeat: dice.below(100),
             attack: dice.below(100),
             ..Weather::CALM
@@ -211,8 +212,12 @@ impl Plan {
             let (a, b) = pair(&mut dice, nodes);
             let len = 60 + dice.below(1455) as usize;
             let macs = [a, b].map(|n| self.speaker(&mut dice, n));
+            let stands = w.nodes[a].endpoint.node.peer_status().iter().any(|p| p.node == w.nodes[b].id && p.route.is_some());
             if dice.below(16) == 0 {
                 w.send_all(a, macs[0], len);
+            } else if stands && dice.below(8) == 0 {
+                // More of them than wait for a session, so only where one stands.
+                w.send_super(a, b, 1 + dice.below(30_000) as usize);
             } else {
                 w.send_between(a, b, macs, len);
             }

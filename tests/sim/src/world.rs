@@ -5,12 +5,19 @@ use crate::guest::{self, Judge, MARK};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_proto::join::{Joiner, Registrar};
+use shadowmesh_proto::superframe::VnetHeader;
 use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, SavedLeaf, Time};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::Duration;
+
+/// A card tells of arrivals so often, in nanoseconds: what came meanwhile is one batch.
+const ARRIVES_TOGETHER: u64 = 250_000;
+
+/// What a device gives at most: superframes of half the size that they could have.
+const LARGEST_FRAME: usize = 32_000;
 
 /// How every link behaves.
 #[derive(Debug, Clone, Copy)]
@@ -267,7 +274,7 @@ impl World {
             seed: self.rng.bytes(),
         };
         let node = Node::new(config, self.now, EPOCH);
-        let mut endpoint = Endpoint::new(node, 1600, self.rng.u64() as u32);
+        let mut endpoint = Endpoint::new(node, LARGEST_FRAME, self.rng.u64() as u32);
         endpoint.lag = self.setup.lag;
         endpoint
     }
@@ -349,12 +356,26 @@ impl World {
         n
     }
 
+    /// A TCP superframe with so many bytes of payload, at most 30,000.
+    pub fn send_super(&mut self, from: usize, to: usize, len: usize) -> u64 {
+        let macs = [from, to].map(|n| self.nodes[n].id.mac());
+        let ends = [from, to].map(|n| std::net::Ipv4Addr::new(10, 83, 1, n as u8 + 1));
+        let (n, frame, vnet) = self.judge.send_super(from, to, macs, ends, len);
+        self.inject_left(from, &frame, Some(vnet));
+        n
+    }
+
     /// One node's device gives a frame.
     pub fn inject(&mut self, node: usize, frame: &[u8]) {
+        self.inject_left(node, frame, None);
+    }
+
+    /// And what is left to do for it.
+    pub fn inject_left(&mut self, node: usize, frame: &[u8], vnet: Option<VnetHeader>) {
         let now = self.now;
         let mut out = vec![];
         let e = &mut self.nodes[node].endpoint;
-        e.tx().push(frame, None);
+        assert!(e.tx().push(frame, vnet), "a frame larger than a device gives");
         e.seal(now, |batch| out.extend(batch.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))));
         for (to, bytes) in out {
             self.launch(address(node), to, bytes);
@@ -391,6 +412,7 @@ impl World {
         for _ in 0..copies {
             let jitter = self.rng.below(self.weather.jitter.as_nanos() as u64 + 1);
             let at = self.now + self.weather.delay + Duration::from_nanos(jitter);
+            let at = Time(at.0.next_multiple_of(ARRIVES_TOGETHER));
             self.flights.push(Reverse((at, self.next_flight)));
             self.in_flight.insert(self.next_flight, Flight { from, to, bytes: bytes.clone() });
             self.next_flight += 1;
@@ -621,7 +643,8 @@ impl World {
                 }
                 self.flights.pop();
                 if let Some(f) = self.in_flight.remove(&id) {
-                    self.arrive(f);
+                    let more = self.with_it(&f);
+                    self.arrive(f, more);
                 }
             }
             for n in 0..self.joiners.len() {
@@ -649,6 +672,22 @@ impl World {
         self.now = self.now.max(end);
     }
 
+    /// What arrives at the same node at the same moment, right behind: the kernel gives it in one batch.
+    fn with_it(&mut self, f: &Flight) -> Vec<Flight> {
+        let mut more = vec![];
+        let node = self.nodes.iter().any(|n| n.address == f.to);
+        while node && more.len() < 63 && f.from != stranger() {
+            let Some(Reverse((at, id))) = self.flights.peek().copied() else { break };
+            let next = |n: &&Flight| at <= self.now && n.to == f.to && n.from != stranger();
+            if self.in_flight.get(&id).filter(next).is_none() {
+                break;
+            }
+            self.flights.pop();
+            more.extend(self.in_flight.remove(&id));
+        }
+        more
+    }
+
     fn timers(&self) -> Vec<String> {
         self.nodes.iter().map(|n| format!("{:?}", n.endpoint.node.poll_timeout())).collect()
     }
@@ -658,13 +697,15 @@ impl World {
         self.run_until(self.now + d);
     }
 
-    fn arrive(&mut self, mut f: Flight) {
+    fn arrive(&mut self, mut f: Flight, more: Vec<Flight>) {
         let now = self.now;
         self.unanswered = (f.from == stranger()).then_some(f.bytes.len());
         if self.deaf.contains(&f.to) {
             return;
         }
-        self.first.entry((f.from, f.to)).or_insert(now);
+        for f in std::iter::once(&f).chain(&more) {
+            self.first.entry((f.from, f.to)).or_insert(now);
+        }
         if f.to == relay_address() {
             let Some(core) = self.relay.as_mut().and_then(|r| r.core.as_mut()) else { return };
             let to = core.handle_in_place(now, f.from, &mut f.bytes);
@@ -689,7 +730,9 @@ impl World {
         let mut frames = vec![];
         let before = if self.trace { self.drops() } else { String::new() };
         let e = &mut self.nodes[n].endpoint;
-        e.rx().push(f.from, &f.bytes);
+        for f in std::iter::once(&f).chain(&more) {
+            e.rx().push(f.from, &f.bytes);
+        }
         e.open(now, |frame| frames.extend(frame.plain()));
         if self.trace && self.drops() != before {
             let (what, len) = (told(&f.bytes), f.bytes.len());
