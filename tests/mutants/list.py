@@ -60,4 +60,13 @@ MUTANTS = [
         (P + "lane.rs", "tag.copy_from_slice(&self.key.seal(self.counter, &header, plain));",
          "let copy = plain.to_vec(); tag.copy_from_slice(&self.key.seal(self.counter, &header, plain)); plain.copy_from_slice(&copy);"),
     ]),
+    ("chunk-order-ignored", "parts of a superframe are joined in any order", [
+        (P + "superframe.rs", "if h.tcp && (h.seq(frame) != self.next ||", "if h.tcp && (false ||"),
+    ]),
+    ("chunk-unpatched", "each part of a superframe has the first one's sequence number", [
+        (P + "superframe.rs", "let seq = self.seq(frame).wrapping_add(at as u32);", "let seq = self.seq(frame);"),
+    ]),
+    ("superframe-overrun", "a path's size is forgotten when a superframe is cut", [
+        (P + "sealer.rs", "        n => Some((size, n.min(MAX_SEGMENTS) * size)),", "        n => Some((size, (n.min(MAX_SEGMENTS) + 1) * size)),"),
+    ]),
 ]

@@ -27,7 +27,12 @@ impl Outbox {
     }
 
     /// Sends these, without a copy unless something waits before them or the sockets do not take them.
-    pub fn send<'a>(&mut self, udp: &Udp, drops: &mut Drops, list: impl Iterator<Item = (SocketAddr, &'a [u8])>) {
+    pub fn send<'a>(
+        &mut self,
+        udp: &Udp,
+        drops: &mut Drops,
+        list: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+    ) {
         if !self.list.is_empty() {
             list.for_each(|(to, datagram)| self.push(to, datagram));
             return self.flush(udp, drops);

@@ -260,8 +260,7 @@ impl Udp {
             let join = apart <= done && self.join.load(Ordering::Relaxed);
             let most = if apart > done { apart - done } else { BATCH }.min(BATCH);
             // As many as go through one socket in one call.
-            let run =
-                list[done..].iter().take(most).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
+            let run = list[done..].iter().take(most).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
             match mmsg::send(self.sockets[index].fd.as_fd(), &list[done..done + run], join) {
                 Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
                 Ok(n) => done += n,

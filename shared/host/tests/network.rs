@@ -1,6 +1,7 @@
 //! TAP and netlink, each test in a network namespace of its own thread, which goes with it.
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -44,7 +45,7 @@ fn frame_where(tap: &Tap, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let clock = Clock::new();
     let mut buf = vec![0; 70_000];
     while clock.now() < Duration::from_secs(2) {
-        match tap.recv(&mut buf) {
+        match tap.recv(&mut [0; VNET_HEADER], &mut buf) {
             Ok(n) if wanted(&buf[..n]) => return buf[..n].to_vec(),
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
@@ -69,7 +70,7 @@ fn a_device_is_as_asked_for_and_carries_frames_both_ways() {
         let tap = Tap::open("sm-a", OPTIONS).unwrap();
         let state = netlink.link_state("sm-a").await.unwrap();
         assert_eq!((state.up, state.mac, state.mtu, state.txqueuelen), (false, Some(OPTIONS.mac), 1500, 64));
-        assert!(tap::is_down(&tap.send(&[0; 60]).unwrap_err()));
+        assert!(tap::is_down(&tap.send(&[IoSlice::new(&[0; 60])]).unwrap_err()));
         disable_ipv6_autoconf("sm-a").unwrap();
         netlink.set_mtu("sm-a", 1400).await.unwrap();
         netlink.set_txqueuelen("sm-a", 100).await.unwrap();
@@ -107,10 +108,10 @@ fn a_device_is_as_asked_for_and_carries_frames_both_ways() {
         answer[28..32].copy_from_slice(&[10, 83, 0, 9]);
         answer[32..38].copy_from_slice(&OPTIONS.mac);
         answer[38..42].copy_from_slice(&[10, 83, 41, 7]);
-        assert_eq!(tap.send(&answer).unwrap(), 42);
+        assert_eq!(tap.send(&[IoSlice::new(&answer)]).unwrap(), 42);
         let datagram = frame_where(&tap, |f| f[..6] == them && f.ends_with(b"hello"));
         assert_eq!(datagram[12..14], [8, 0]);
-        let empty = tap.recv(&mut [0; 2000]).map(drop);
+        let empty = tap.recv(&mut [0; VNET_HEADER], &mut [0; 2000]).map(drop);
         assert!(empty.is_ok() || empty.unwrap_err().kind() == std::io::ErrorKind::WouldBlock);
 
         drop(tap);
@@ -156,9 +157,9 @@ fn a_device_that_somebody_deletes_is_noticed() {
         let ready =
             Poller::new().wait(&[(tap.as_fd(), Interest::Read)], Some(Duration::from_secs(2))).unwrap();
         assert!(ready.readable(0), "{ready:?}");
-        let error = tap.recv(&mut [0; 2000]).unwrap_err();
+        let error = tap.recv(&mut [0; VNET_HEADER], &mut [0; 2000]).unwrap_err();
         assert!(tap::vanished(&error), "{error}");
-        let error = tap.send(&[0; 60]).unwrap_err();
+        let error = tap.send(&[IoSlice::new(&[0; 60])]).unwrap_err();
         assert!(tap::vanished(&error), "{error}");
         Tap::open("sm-v", OPTIONS).unwrap();
     });
@@ -181,8 +182,8 @@ fn superframes_come_with_a_header_and_queues_share_a_device() {
         let found = loop {
             assert!(clock.now() < Duration::from_secs(2), "no ARP request on either queue");
             for queue in [&tap, &second] {
-                if let Ok(n) = queue.recv(&mut buf)
-                    && arp_request(&buf[VNET_HEADER..n], [10, 9, 0, 2])
+                if let Ok(n) = queue.recv(&mut [0; VNET_HEADER], &mut buf)
+                    && arp_request(&buf[..n], [10, 9, 0, 2])
                 {
                     buf.truncate(n);
                 }
@@ -192,7 +193,7 @@ fn superframes_come_with_a_header_and_queues_share_a_device() {
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        assert_eq!(found.len(), VNET_HEADER + 42);
+        assert_eq!(found.len(), 42);
         drop(tap);
         assert!(netlink.link_exists("sm-q").await.unwrap());
         drop(second);

@@ -119,7 +119,7 @@ fn child_drop(keep: bool) {
         let conf = shadowmesh_host::netlink::disable_ipv6_autoconf("sm-drop");
         assert_eq!(conf.is_ok(), keep, "{conf:?}");
     });
-    let sent = tap.send(&[0xff; 60]);
+    let sent = tap.send(&[std::io::IoSlice::new(&[0xff; 60])]);
     assert_eq!(sent.is_ok(), keep, "{sent:?}");
 }
 

@@ -1,11 +1,11 @@
 //! Batches over reserved memory: the driver reads frames or datagrams straight into slots, the cores seal and open them in
 //! place, and what comes out is slices over the same memory, ready for one vectored or segmented send.
 
+use crate::frame::Outline;
 use crate::handshake::Source;
 use crate::snapshot::{PeerId, SessionId};
-use shadowmesh_wire::DropReason;
-use crate::frame::Outline;
 use crate::superframe::{self, Growing, Headers, VnetHeader};
+use shadowmesh_wire::DropReason;
 use shadowmesh_wire::data::{CHUNK_HEADER, ChunkHeader, DATA_HEADER, DATA_TAG, Kind};
 use shadowmesh_wire::relay::RELAY_HEADER;
 use std::net::SocketAddr;
@@ -102,7 +102,10 @@ impl TxBatch {
     }
 
     /// The same, and where copies go.
-    pub(crate) fn frame_and_extra(&mut self, i: usize) -> (&[u8], &mut Vec<u8>, &mut Vec<(SocketAddr, Area)>) {
+    pub(crate) fn frame_and_extra(
+        &mut self,
+        i: usize,
+    ) -> (&[u8], &mut Vec<u8>, &mut Vec<(SocketAddr, Area)>) {
         let f = &self.frames[i];
         (&self.memory[f.at..f.at + f.len], &mut self.extra, &mut self.out)
     }
@@ -307,7 +310,13 @@ impl RxBatch {
     }
 
     /// A frame whose checksum is left to the device, and which may be a part of a superframe.
-    pub(crate) fn deliver_chunk(&mut self, peer: PeerId, c: ChunkHeader, area: Range<usize>, h: Headers) -> bool {
+    pub(crate) fn deliver_chunk(
+        &mut self,
+        peer: PeerId,
+        c: ChunkHeader,
+        area: Range<usize>,
+        h: Headers,
+    ) -> bool {
         let frame = &self.memory[area.clone()];
         if c.size == 0 {
             let vnet = h.meta(frame, 0);

@@ -6,8 +6,8 @@ use crate::frame::{self, ETHERNET, MAX_TAGS, Outline};
 use crate::lane::TxLane;
 use crate::relay_leg::RelayLeg;
 use crate::snapshot::{Forward, Install, LaneId, PeerId, Route, Snapshot};
-use shadowmesh_wire::DropReason;
 use crate::superframe::{self, Headers, MAX_SEGMENTS, VnetHeader};
+use shadowmesh_wire::DropReason;
 use shadowmesh_wire::data::{
     CHUNK_HEADER, ChunkHeader, DATA_HEADER, DATA_TAG, FRAGMENT_HEADER, FRAME_OVERHEAD, FragmentHeader, Kind,
     MAX_FRAME_FRAGMENTS,
@@ -168,7 +168,9 @@ impl Sealer {
         let (to, relay) = self.first_hop(forward)?;
         let lane = lane_of(&mut self.lanes, forward, self.thread)?;
         let mut leg = match relay {
-            Some((relay, handle)) => Some((self.relays.get_mut(&relay).ok_or(DropReason::NoSession)?, handle)),
+            Some((relay, handle)) => {
+                Some((self.relays.get_mut(&relay).ok_or(DropReason::NoSession)?, handle))
+            }
             None => None,
         };
         self.frame_id = self.frame_id.wrapping_add(1);

@@ -274,7 +274,10 @@ impl Growing {
             same(h.ip..h.ip + 2) && same(h.ip + 6..h.ip + 10) && same(h.ip + 12..h.l4)
         };
         let own = if h.tcp {
-            same(h.l4..h.l4 + 4) && same(h.l4 + 8..h.l4 + 13) && same(h.l4 + 14..h.l4 + 16) && same(h.l4 + 18..h.payload)
+            same(h.l4..h.l4 + 4)
+                && same(h.l4 + 8..h.l4 + 13)
+                && same(h.l4 + 14..h.l4 + 16)
+                && same(h.l4 + 18..h.payload)
         } else {
             same(h.l4..h.l4 + 4)
         };

@@ -51,10 +51,12 @@ const FLAGS: [u8; 6] = [0x10, 0x18, 0x11, 0x50, 0x90, 0xd9];
 
 pub(crate) fn drawn() -> impl Strategy<Value = Drawn> {
     let shape = (0usize..3, any::<bool>(), any::<bool>(), 0usize..11, 0usize..FLAGS.len());
-    (shape, 536u16..1500, 1usize..60_000, any::<u64>()).prop_map(|((tags, v6, tcp, options, flags), size, len, seed)| {
-        let payload: Vec<u8> = (0..len).map(|i| (i as u64 ^ seed >> (i % 50)) as u8).collect();
-        Drawn { frame: build(tags, v6, tcp, options, FLAGS[flags], &payload, seed), size }
-    })
+    (shape, 536u16..1500, 1usize..60_000, any::<u64>()).prop_map(
+        |((tags, v6, tcp, options, flags), size, len, seed)| {
+            let payload: Vec<u8> = (0..len).map(|i| (i as u64 ^ seed >> (i % 50)) as u8).collect();
+            Drawn { frame: build(tags, v6, tcp, options, FLAGS[flags], &payload, seed), size }
+        },
+    )
 }
 
 /// Is the frame one that a strict host takes? By smoltcp's parsers and checksums, not ours.

@@ -1,11 +1,16 @@
 //! Fuzz targets, each a plain function over bytes: what a stranger, a peer or a file can hand us. The ordinary test run
 //! replays seeds, their mutations and whatever was once found (`corpus/<target>/`); `make fuzz` runs each under libFuzzer.
 
-use shadowmesh_crypto::aead::Suite;
+use shadowmesh_crypto::aead::{Key, Suite};
+use shadowmesh_crypto::secret::Secret;
 use shadowmesh_identity as id;
+use shadowmesh_proto::batch::{Delivered, RxBatch};
 use shadowmesh_proto::handshake::{Contact, Credential, Initiator, InitiatorConfig};
-use shadowmesh_proto::{Endpoint, Guard, MeshPrefixes, Rng, Time, frame};
+use shadowmesh_proto::lane::{RxLane, TxLane};
+use shadowmesh_proto::superframe::{self, Headers, VnetHeader};
+use shadowmesh_proto::{Endpoint, Guard, Install, MeshPrefixes, Opener, Rng, Time, frame};
 use shadowmesh_sim::cast::{CAST, EPOCH, relay_address, relay_config, relay_identity};
+use shadowmesh_sim::guest;
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use shadowmesh_wire as wire;
 use std::cell::RefCell;
@@ -24,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("initiator", initiator),
     ("node", node),
     ("device", device),
+    ("superframes", superframes),
     ("relay", relay),
 ];
 
@@ -228,6 +234,91 @@ pub fn device(b: &[u8]) {
     });
 }
 
+/// A member that bridges, and lies in what it says of superframes: the input is its chunks, each behind two bytes of
+/// length. Whatever comes of them, a device is told nothing that it would refuse or stumble over, and each frame that it
+/// makes of a superframe is one that the network takes, checksums and all.
+pub fn superframes(mut b: &[u8]) {
+    with_world(|w| {
+        let snapshot = w.nodes[0].endpoint.node.snapshot();
+        let (liar, own) = (CAST.members[3].id.mac(), snapshot.own.mac);
+        let Some(peer) = snapshot.macs.get(&liar).copied() else { panic!("no such peer") };
+        let key = || Key::new(Suite::Aes256Gcm, &Secret::new([7; 32]));
+        let (mut tx, mut opener) = (TxLane::new(9, key()), Opener::new());
+        let rx = Install::Rx { index: 9, lane: 1, session: 1, peer, keys: RxLane::new(key()) };
+        assert!(opener.install(rx).is_none());
+        let mut batch = RxBatch::new(256 << 10);
+        while let Some(([a, c], rest)) = b.split_first_chunk::<2>() {
+            let (chunk, rest) =
+                rest.split_at(rest.len().min(usize::from(u16::from_le_bytes([*a, *c]) & 0x7ff)));
+            b = rest;
+            let mut chunk = chunk.to_vec();
+            // From itself to us, so that more than the guard is reached.
+            if let Some(macs) = chunk.get_mut(6..18) {
+                macs[..6].copy_from_slice(&own);
+                macs[6..].copy_from_slice(&liar);
+            }
+            let sealed = tx.seal(wire::data::Kind::Chunk, &chunk).expect("a lane that is new");
+            if !batch.push(address(3), &sealed) {
+                break;
+            }
+        }
+        opener.open_datagrams(Time(1), &snapshot, &mut batch);
+        batch
+            .frames()
+            .for_each(|f| check_delivered(&f, snapshot.mtu + frame::ETHERNET + 4 * frame::MAX_TAGS));
+    });
+}
+
+fn check_delivered(f: &Delivered<'_>, largest: usize) {
+    let Some(v) = f.vnet else { return assert!(f.parts().next().is_none() && f.head.len() <= largest) };
+    let whole = f.to_vec();
+    let (start, payload) = (usize::from(v.csum_start), usize::from(v.hdr_len));
+    assert!(v.flags == superframe::NEEDS_CSUM && payload <= f.head.len(), "{v:?}");
+    assert!(start >= 34 && start + usize::from(v.csum_offset) + 2 <= payload, "{v:?}");
+    let o = frame::Outline::read(&whole).expect("a frame");
+    let h = Headers::read(&whole, &o).expect("TCP or UDP");
+    assert!(h.payload == payload && whole.len() - o.payload <= 65_535);
+    if v.gso_size == 0 {
+        assert!(v.gso_type == 0 && whole.len() <= largest, "{v:?}");
+        return;
+    }
+    let segments = (whole.len() - payload).div_ceil(v.gso_size.into());
+    assert!((2..=superframe::MAX_SEGMENTS).contains(&segments), "{segments} segments");
+    let kind = v.gso_type & !superframe::GSO_ECN;
+    assert_eq!(
+        kind,
+        match (h.is_tcp(), o.ethertype) {
+            (true, 0x0800) => superframe::GSO_TCP4,
+            (true, _) => superframe::GSO_TCP6,
+            (false, _) => superframe::GSO_UDP,
+        }
+    );
+    let plain = f.plain();
+    assert_eq!(plain.len(), segments);
+    for f in plain {
+        assert!(f.len() <= largest, "a segment of {} bytes", f.len());
+        let h = Headers::read(&f, &o).expect("TCP or UDP still");
+        // What is summed and its sum are zero together (RFC 1071).
+        let mut again = f.clone();
+        let VnetHeader { csum_start, csum_offset, .. } = h.meta(&f, 0);
+        let field = usize::from(csum_start + csum_offset);
+        let pseudo = pseudo_header(&f, &o, usize::from(csum_start));
+        again[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+        assert!(superframe::complete(&mut again, &h.meta(&f, 0)));
+        assert_eq!(again[field..field + 2], f[field..field + 2]);
+    }
+}
+
+/// The sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) of what begins at `l4`.
+fn pseudo_header(f: &[u8], o: &frame::Outline, l4: usize) -> u16 {
+    let ip = o.payload;
+    let (addresses, protocol) = match o.ethertype {
+        0x0800 => (ip + 12..ip + 20, f[ip + 9]),
+        _ => (ip + 8..ip + 40, f[ip + 6]),
+    };
+    guest::checksum(&f[addresses], u32::from(protocol) + (f.len() - l4) as u32)
+}
+
 /// A datagram at a relay, from a stranger.
 pub fn relay(b: &[u8]) {
     RELAY.with_borrow_mut(|slot| {
@@ -244,6 +335,24 @@ pub fn relay(b: &[u8]) {
         let (reassembly, asked, answered) = relay.held();
         assert!(reassembly <= 256 && asked <= 128 && answered <= 8192);
     });
+}
+
+/// Parts of a TCP superframe as a member sends them, each behind its length.
+fn chunks() -> Vec<u8> {
+    let macs = [3, 0].map(|n: usize| CAST.members[n].id.mac());
+    let ends = [4, 1].map(|n| std::net::Ipv4Addr::new(10, 83, 1, n));
+    let (frame, vnet) = guest::superframe(macs, ends, 1, 5000);
+    let o = frame::Outline::read(&frame).expect("a frame");
+    let h = Headers::read(&frame, &o).expect("TCP");
+    let size = usize::from(vnet.gso_size);
+    let mut out = vec![];
+    for at in (0..5000).step_by(size) {
+        let mut chunk = wire::data::ChunkHeader { id: 1, size: vnet.gso_size }.emit().to_vec();
+        h.cut(&frame, at, size, at / size, &mut chunk);
+        out.extend((chunk.len() as u16).to_le_bytes());
+        out.extend(chunk);
+    }
+    out
 }
 
 /// Inputs that get past the first checks.
@@ -298,5 +407,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
     arp.extend_from_slice(&CAST.members[1].id.mac());
     arp.extend_from_slice(&[10, 83, 1, 2, 0, 0, 0, 0, 0, 0, 10, 83, 1, 1]);
     out.push(arp);
+    out.push(chunks());
     out
 }

@@ -47,7 +47,12 @@ fn first_seq(number: u64) -> u32 {
 }
 
 /// A TCP superframe with a number, as a device gives it: checksums are left to its reader, and its segments.
-pub fn superframe(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2], number: u64, len: usize) -> (Vec<u8>, VnetHeader) {
+pub fn superframe(
+    macs: [[u8; 6]; 2],
+    addresses: [Ipv4Addr; 2],
+    number: u64,
+    len: usize,
+) -> (Vec<u8>, VnetHeader) {
     let mut f = [macs[1], macs[0]].concat();
     f.extend([0x08, 0x00, 0x45, 0]);
     f.extend(((HEADERS - 14 + len) as u16).to_be_bytes());
@@ -59,6 +64,11 @@ pub fn superframe(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2], number: u64, len
     f.extend([0x80, 0x18, 1, 0, 0, 0, 0, 0]);
     f.extend([1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8]);
     f.extend((0..len).map(|i| octet(number, i)));
+    // As a device does: the IP header's own, and of TCP's the sum of the pseudo header alone.
+    let ip = !checksum(&f[14..34], 0);
+    f[24..26].copy_from_slice(&ip.to_be_bytes());
+    let pseudo = checksum(&f[26..34], 6 + (f.len() - 34) as u32);
+    f[50..52].copy_from_slice(&pseudo.to_be_bytes());
     let vnet = VnetHeader {
         flags: NEEDS_CSUM,
         gso_type: if len > usize::from(SEGMENT) { GSO_TCP4 } else { 0 },
@@ -71,7 +81,7 @@ pub fn superframe(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2], number: u64, len
 }
 
 /// One's complement sum of RFC 1071, the plain way.
-fn checksum(bytes: &[u8], start: u32) -> u16 {
+pub fn checksum(bytes: &[u8], start: u32) -> u16 {
     let words = bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0)));
     let mut sum = words.fold(start, |s, w| s + w);
     while sum > 0xffff {
@@ -125,7 +135,8 @@ impl Judge {
 
     /// A segment of a superframe came out.
     fn segment(&mut self, at: usize, f: &[u8]) -> Result<Option<usize>, String> {
-        let be = |at: usize| f.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
+        let be =
+            |at: usize| f.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
         let n = u64::from(be(42));
         let Some(s) = self.streams.get_mut(&n) else { return Ok(None) };
         self.delivered += 1;
@@ -133,14 +144,18 @@ impl Judge {
             return Err(format!("I1: superframe {n} for {} came out at {at}", s.to));
         }
         let length = (f.len() - 34) as u32;
-        if checksum(&f[14..34], 0) != 0xffff || checksum(&f[34..], checksum(&f[26..34], 6 + length).into()) != 0xffff {
+        if checksum(&f[14..34], 0) != 0xffff
+            || checksum(&f[34..], checksum(&f[26..34], 6 + length).into()) != 0xffff
+        {
             return Err(format!("I1: a segment of superframe {n} has a wrong checksum"));
         }
         let offset = be(38).wrapping_sub(first_seq(n)) as usize;
         for (i, byte) in f[HEADERS..].iter().enumerate() {
             match s.got.get_mut(offset + i) {
                 Some(got) if !*got && *byte == octet(n, offset + i) => *got = true,
-                Some(true) => return Err(format!("I1: byte {} of superframe {n} came out twice", offset + i)),
+                Some(true) => {
+                    return Err(format!("I1: byte {} of superframe {n} came out twice", offset + i));
+                }
                 _ => return Err(format!("I1: byte {} of superframe {n} was changed on its way", offset + i)),
             }
         }
@@ -164,7 +179,10 @@ impl Judge {
     /// # Errors
     /// The invariant that it breaks (I1).
     pub fn deliver(&mut self, at: usize, f: &[u8]) -> Result<Option<usize>, String> {
-        if f.get(12..14) == Some(&[8, 0]) && f.get(34..38) == Some(&[0x9c, 0x40, 0x9c, 0x41]) && f.len() > HEADERS {
+        if f.get(12..14) == Some(&[8, 0])
+            && f.get(34..38) == Some(&[0x9c, 0x40, 0x9c, 0x41])
+            && f.len() > HEADERS
+        {
             return self.segment(at, f);
         }
         let Some(n) = number(f) else { return Ok(None) };

@@ -53,6 +53,8 @@ pub struct Outcome {
     pub sent: u64,
     /// The same.
     pub delivered: u64,
+    /// Of them superframes, joined again of what came together.
+    pub joined: u64,
     /// Datagrams on the wire.
     pub datagrams: u64,
     /// Replies to a stranger.
@@ -66,6 +68,7 @@ impl Outcome {
     pub fn add(&mut self, o: &Outcome) {
         self.sent += o.sent;
         self.delivered += o.delivered;
+        self.joined += o.joined;
         self.datagrams += o.datagrams;
         self.replies += o.replies;
         self.seconds += o.seconds;
@@ -212,10 +215,15 @@ impl Plan {
             let (a, b) = pair(&mut dice, nodes);
             let len = 60 + dice.below(1455) as usize;
             let macs = [a, b].map(|n| self.speaker(&mut dice, n));
-            let stands = w.nodes[a].endpoint.node.peer_status().iter().any(|p| p.node == w.nodes[b].id && p.route.is_some());
+            let stands = w.nodes[a]
+                .endpoint
+                .node
+                .peer_status()
+                .iter()
+                .any(|p| p.node == w.nodes[b].id && p.route.is_some());
             if dice.below(16) == 0 {
                 w.send_all(a, macs[0], len);
-            } else if stands && dice.below(8) == 0 {
+            } else if stands && dice.below(20) == 0 {
                 // More of them than wait for a session, so only where one stands.
                 w.send_super(a, b, 1 + dice.below(30_000) as usize);
             } else {
@@ -230,6 +238,7 @@ impl Plan {
         Ok(Outcome {
             sent: w.judge.count(),
             delivered: w.judge.delivered,
+            joined: w.joined,
             datagrams: w.datagrams,
             replies: w.replies,
             seconds: w.now.0 / 1_000_000_000,

@@ -133,6 +133,8 @@ pub struct World {
     pub deaf: HashSet<SocketAddr>,
     /// Of the numbered frames.
     pub judge: Judge,
+    /// Superframes that were joined again.
+    pub joined: u64,
     setup: Setup,
     flights: BinaryHeap<Reverse<(Time, u64)>>,
     in_flight: HashMap<u64, Flight>,
@@ -188,6 +190,7 @@ impl World {
             deaf: HashSet::new(),
             rotations_unsaid: false,
             judge: Judge::default(),
+            joined: 0,
             flights: BinaryHeap::new(),
             in_flight: HashMap::new(),
             next_flight: 0,
@@ -733,7 +736,12 @@ impl World {
         for f in std::iter::once(&f).chain(&more) {
             e.rx().push(f.from, &f.bytes);
         }
-        e.open(now, |frame| frames.extend(frame.plain()));
+        let mut joined = 0;
+        e.open(now, |frame| {
+            joined += u64::from(frame.parts().next().is_some());
+            frames.extend(frame.plain());
+        });
+        self.joined += joined;
         if self.trace && self.drops() != before {
             let (what, len) = (told(&f.bytes), f.bytes.len());
             println!("{:8.3} {n} drops {what} {len} B from {}: {}", now.0 as f64 / 1e9, f.from, self.drops());

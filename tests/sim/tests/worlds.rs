@@ -2,11 +2,14 @@
 
 #[test]
 fn the_first_worlds_hold() {
+    let mut joined = 0;
     for seed in 0..60 {
-        if let Err(broken) = shadowmesh_sim::plan::Plan::draw(seed).play() {
-            panic!("world {seed}: {broken}");
+        match shadowmesh_sim::plan::Plan::draw(seed).play() {
+            Ok(outcome) => joined += outcome.joined,
+            Err(broken) => panic!("world {seed}: {broken}"),
         }
     }
+    assert!(joined > 100, "{joined} superframes were joined again: the worlds no longer play that");
 }
 
 /// Key material is another in each process (keys and signatures are randomised), and nothing that a world does may

@@ -71,7 +71,12 @@ struct Control([u8; 64]);
 
 /// Takes what a socket has into `memory`, a `slot` for each datagram (or for several of one size that the kernel has
 /// joined), up to [`BATCH`] of them; appends to the list what is where. What was cut is left out and counted.
-pub fn recv(fd: BorrowedFd<'_>, memory: &mut [u8], slot: usize, got: &mut Received<'_>) -> nix::Result<usize> {
+pub fn recv(
+    fd: BorrowedFd<'_>,
+    memory: &mut [u8],
+    slot: usize,
+    got: &mut Received<'_>,
+) -> nix::Result<usize> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.

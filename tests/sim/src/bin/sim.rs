@@ -69,9 +69,10 @@ fn main() {
         println!("world {seed}: {short}");
     }
     println!(
-        "{worlds} worlds from {from}: {} frames sent, {} delivered, {} datagrams, {} replies to a stranger, {} virtual hours, {} failed",
+        "{worlds} worlds from {from}: {} frames sent, {} delivered ({} superframes joined again), {} datagrams, {} replies to a stranger, {} virtual hours, {} failed",
         sum.sent,
         sum.delivered,
+        sum.joined,
         sum.datagrams,
         sum.replies,
         sum.seconds / 3600,
