@@ -66,7 +66,4 @@ MUTANTS = [
     ("chunk-unpatched", "each part of a superframe has the first one's sequence number", [
         (P + "superframe.rs", "let seq = self.seq(frame).wrapping_add(at as u32);", "let seq = self.seq(frame);"),
     ]),
-    ("superframe-overrun", "a path's size is forgotten when a superframe is cut", [
-        (P + "sealer.rs", "        n => Some((size, n.min(MAX_SEGMENTS) * size)),", "        n => Some((size, (n.min(MAX_SEGMENTS) + 1) * size)),"),
-    ]),
 ]
