@@ -15,7 +15,7 @@ use shadowmesh_host::privilege::{self, DropOptions, PrivilegeError};
 use shadowmesh_host::ration::Ration;
 use shadowmesh_host::service::{Notice, notify};
 use shadowmesh_host::store::{self, Dir};
-use shadowmesh_host::udp::{BATCH, Queue, RecvBatch, SendStop, Udp};
+use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_proto::Time;
 use shadowmesh_relay_core::{Event, Relay};
@@ -25,7 +25,7 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 use zeroize::Zeroizing;
 
-/// Largest datagram: a jumbo frame's, with our headers.
+/// Largest datagram of a stranger: a jumbo frame's, with our headers.
 const SLOT: usize = 9344;
 /// Batches received before timers and questions are looked at.
 const ROUNDS: usize = 16;
@@ -52,7 +52,8 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         .find(|l| !l.is_empty())
         .cloned()
         .unwrap_or_else(|| init::everywhere(loaded.public.port()));
-    let udp = Udp::bind(&listen).map_err(|e| init::taken(&e))?;
+    let mut udp = Udp::bind(&listen).map_err(|e| init::taken(&e))?;
+    udp.use_offloads();
     let http = args.http.or(config.http).map(bind_http).transpose()?;
 
     become_user(paths, args)?;
@@ -185,7 +186,7 @@ impl Loop {
     fn run(&mut self, paths: &Paths, args: &Run) -> Result<(), Problem> {
         let broken = |e: std::io::Error| Problem::failed(format!("the relay's sockets do not work: {e}"));
         let mut poller = Poller::new();
-        let mut batch = RecvBatch::new(BATCH, SLOT);
+        let mut batch = RecvBatch::new(BATCH, JOINED);
         let mut strangers = (RecvBatch::new(STRANGERS_BATCH, SLOT), Ration::one_of(STRANGERS));
         loop {
             let now = time(&self.clock);

@@ -27,8 +27,11 @@ use nix::sys::socket::{
 
 /// Messages that one system call moves at most.
 pub const BATCH: usize = 64;
-/// Room for datagrams that the kernel has joined ([`Udp::use_offloads`]).
-pub const JOINED: usize = 65_536;
+/// Room for datagrams that the kernel has joined ([`Udp::use_offloads`]): 64 KiB, and a few cache lines more, so that where
+/// each message begins is another place in the caches.
+pub const JOINED: usize = 65_536 + 25 * 64;
+/// Messages that are taken at once while the kernel joins: as much as stays in a core's own cache.
+const JOINED_BATCH: usize = 16;
 
 /// Asked of the kernel for each direction of each socket.
 const BUFFER: usize = 4 << 20;
@@ -89,6 +92,8 @@ pub struct Udp {
     sockets: Vec<Socket>,
     /// What is sent to one destination is joined for the kernel.
     join: AtomicBool,
+    /// What was received last had been joined.
+    joined: AtomicBool,
     truncated: AtomicU64,
     /// Which socket is read first.
     turn: AtomicUsize,
@@ -160,8 +165,13 @@ impl Udp {
         if sockets.is_empty() {
             return Err(addresses.first().map_or(UdpError::Nothing, |a| UdpError::NoAddress(*a)));
         }
-        let join = AtomicBool::new(false);
-        Ok(Udp { sockets, join, truncated: AtomicU64::new(0), turn: AtomicUsize::new(0) })
+        Ok(Udp {
+            sockets,
+            join: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
+            truncated: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+        })
     }
 
     /// What is bound, with the ports that were chosen.
@@ -206,7 +216,10 @@ impl Udp {
     ) -> io::Result<usize> {
         // Another address first each time, so that a flood on one does not starve the other.
         let (first, n) = (self.turn.fetch_add(1, Ordering::Relaxed), self.sockets.len());
-        let mut truncated = 0;
+        let most = if self.joined.load(Ordering::Relaxed) { JOINED_BATCH * slot } else { memory.len() };
+        let most = most.min(memory.len());
+        let memory = &mut memory[..most];
+        let (mut truncated, before) = (0, list.len());
         let mut got = Received { list, used: 0, truncated: &mut truncated };
         let mut messages = 0;
         for fd in (0..n).flat_map(|i| queue.of(&self.sockets[(first.wrapping_add(i)) % n])) {
@@ -225,7 +238,11 @@ impl Udp {
                 }
             }
         }
+        let datagrams = got.list.len() - before;
         self.truncated.fetch_add(truncated, Ordering::Relaxed);
+        if queue != Queue::Strangers {
+            self.joined.store(datagrams > 2 * messages, Ordering::Relaxed);
+        }
         Ok(messages)
     }
 

@@ -18,8 +18,9 @@ const STATS: Duration = Duration::from_millis(100);
 const TX_FRAMES: usize = 64;
 /// Memory of a batch on its way out: 64 frames of an Ethernet, or a few superframes.
 const TX_MEMORY: usize = 256 << 10;
-/// And of one on its way in: 64 datagrams, or 16 that the kernel has joined.
-const RX_MEMORY: usize = 1 << 20;
+/// And of one on its way in: 64 messages, each of which may be datagrams that the kernel has joined. What is not used is
+/// never touched.
+const RX_MEMORY: usize = 64 * 68 << 10;
 
 /// The whole of a node in one thread.
 pub struct Endpoint {
