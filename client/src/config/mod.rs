@@ -32,6 +32,8 @@ pub struct Config {
     pub port_mapping: bool,
     /// Look for members on the same network.
     pub lan_discovery: bool,
+    /// Data moves on threads of its own, where there is more than one core.
+    pub data_threads: bool,
     /// Ciphers and keys.
     pub crypto: Crypto,
     /// What differs for a network, by its name.
@@ -163,6 +165,7 @@ impl Default for Config {
             relays: vec![],
             port_mapping: true,
             lan_discovery: true,
+            data_threads: true,
             crypto: Crypto {
                 suites: vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305],
                 rekey: Duration::from_secs(120),
@@ -345,13 +348,13 @@ mod tests {
     fn values_are_taken_as_written() {
         let config = Config::parse(
             "f",
-            "operator: 1000\nport_mapping: off\ncrypto: {rekey: 90s, suites: [chacha20-poly1305]}\n\
+            "operator: 1000\nport_mapping: off\ndata_threads: off\ncrypto: {rekey: 90s, suites: [chacha20-poly1305]}\n\
              networks: {home: {interface: tap0, peers: {nas: {endpoints: [\"udp://192.0.2.7:41990\", \"udp://[2001:db8::1]:1\"]}}}}\n\
              metrics: {listen: \"127.0.0.1:9000\"}\nlog: {level: debug, format: json}\n",
         )
         .unwrap();
         assert_eq!(config.operator, Some(Operator::Uid(1000)));
-        assert!(!config.port_mapping);
+        assert!(!config.port_mapping && !config.data_threads);
         assert_eq!(config.crypto.rekey, Duration::from_secs(90));
         assert_eq!(config.network(&"home".parse().unwrap()).interface, "tap0");
         assert_eq!(config.networks.values().next().unwrap().peers.values().next().unwrap().len(), 2);

@@ -24,6 +24,7 @@ struct Raw {
     relays: Option<Vec<Text>>,
     port_mapping: Option<Text>,
     lan_discovery: Option<Text>,
+    data_threads: Option<Text>,
     crypto: Option<RawCrypto>,
     networks: Option<HashMap<Text, Option<RawNetwork>>>,
     proxy: Option<RawProxy>,
@@ -188,6 +189,9 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     }
     if let Some(on) = at.flag("lan_discovery", raw.lan_discovery)? {
         at.config.lan_discovery = on;
+    }
+    if let Some(on) = at.one("data_threads", raw.data_threads, "auto or off", on)? {
+        at.config.data_threads = on;
     }
     crypto(&mut at, raw.crypto.unwrap_or_default())?;
     for (name, raw) in raw.networks.unwrap_or_default() {

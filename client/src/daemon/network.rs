@@ -150,7 +150,9 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         warnings: vec![],
         ipv4: None,
     };
-    Ok((network, Setup { node: node_config, tap, udp, files }))
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = config.data_threads && cores > 1;
+    Ok((network, Setup { node: node_config, tap, udp, files, threads }))
 }
 
 /// The certificate lets this machine bridge; what it does not let it, the others would drop.

@@ -16,6 +16,8 @@ pub(super) enum Found {
     Work(Box<WorkDone>),
     /// What a relay's name stands for.
     Address { relay: u32, host: String, port: u16, address: Option<SocketAddr> },
+    /// The data half cannot go on.
+    Broken(String),
     /// A relay has taken an access secret, or why not.
     Rotated { relay: NodeId, access: Secret<32>, trouble: Option<String> },
 }

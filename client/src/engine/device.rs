@@ -6,21 +6,31 @@ use shadowmesh_proto::superframe::{GSO_ECN, GSO_UDP, VnetHeader};
 use shadowmesh_wire::DropReason;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 /// A complete frame's header.
 const COMPLETE: [u8; VNET_HEADER] = [0; VNET_HEADER];
 
-/// The device.
+/// The device, as one thread uses it.
+#[derive(Clone)]
 pub struct Device {
-    tap: Tap,
+    tap: Arc<Tap>,
     /// It takes UDP superframes (Linux 6.2).
     udp: bool,
+    /// Somebody reads along.
+    watched: bool,
 }
 
 impl Device {
     /// Uses a device.
     pub fn new(tap: Tap) -> Self {
-        Device { tap, udp: true }
+        Device { tap: Arc::new(tap), udp: true, watched: false }
+    }
+
+    /// Looks whether somebody reads along, like tcpdump. Who does would take checksums that are left to the device for
+    /// wrong ones, and superframes for frames that no network carries. So frames are written one by one then, complete.
+    pub fn look(&mut self) {
+        self.watched = self.tap.is_watched();
     }
 
     /// Takes a frame: its length, and what is left to do for it.
@@ -41,7 +51,7 @@ impl Device {
     /// # Errors
     /// Only when the device is gone for good.
     pub fn write(&mut self, frame: &Delivered<'_>, drops: &mut Drops) -> io::Result<()> {
-        let takes = |v: &VnetHeader| self.udp || v.gso_type & !GSO_ECN != GSO_UDP;
+        let takes = |v: &VnetHeader| !self.watched && (self.udp || v.gso_type & !GSO_ECN != GSO_UDP);
         if let Some(vnet) = frame.vnet
             && self.tap.options().vnet
             && takes(&vnet)

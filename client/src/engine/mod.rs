@@ -1,33 +1,43 @@
-//! The packet loop of one network: a plain thread that owns the device, the sockets and the [`Endpoint`].
+//! The packet loop of one network: a plain thread that owns the node ([`Endpoint`]), and the data half, [`Sending`] and
+//! [`Receiving`], on a thread each beside it, or on small machines stepped by it.
 //!
-//! It sleeps on the device, the sockets and a waker. Signatures are checked on a second thread, names are resolved on
-//! threads that end with their answer. The order of draining is the node's contract: keys are installed by the endpoint;
-//! then events (what must be stored is stored), frames into the device, datagrams into the sockets, jobs to the worker.
+//! It sleeps on what strangers send, a waker, and, alone, on the device and the sockets. Signatures are checked on another
+//! thread, names are resolved on threads that end with their answer. The order of draining is the node's contract: keys
+//! are on their way to the data half; then events (what must be stored is stored), frames into the device, datagrams into
+//! the sockets, jobs to the worker.
 
 mod beside;
 mod device;
+mod mailbox;
 mod outbox;
+mod receiving;
+mod sending;
 mod told;
 
 use crate::state::NetworkState;
 use beside::Found;
 use device::Device;
+use mailbox::{Mailbox, Mailboxes, Ups};
 use outbox::Outbox;
+use receiving::Receiving;
+use sending::{Sending, now};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::ration::Ration;
-use shadowmesh_host::tap::{self, Tap};
+use shadowmesh_host::tap::Tap;
 use shadowmesh_host::udp::{BATCH, JOINED, Queue, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
-use shadowmesh_proto::batch::Drops;
+use shadowmesh_proto::batch::{Drops, RxBatch, TxBatch};
 use shadowmesh_proto::handshake::Source;
-use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, Time, Work};
+use shadowmesh_proto::{Endpoint, Event, Inbound, Node, NodeConfig, Outbound, Sealer, Time, Up, Work};
 use shadowmesh_wire::DropReason;
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -39,6 +49,15 @@ const FRAME_OVERHEAD: usize = 18;
 const SUPERFRAME: usize = 65_535 + 18;
 /// Room for a datagram that the kernel has not joined with others.
 const DATAGRAM: usize = 2048;
+/// Frames of one batch at most, and the memory for them: 64 of an Ethernet, or a few superframes.
+const TX_FRAMES: usize = 64;
+const TX_MEMORY: usize = 256 << 10;
+/// Messages of one batch, and the memory for them. What is not used of it is never touched.
+const RX_MEMORY: usize = BATCH * JOINED;
+/// What the data half leaves to the node waits here at most; then it is dropped.
+const UPS: usize = 1024;
+/// The data half says so long after something happened what it has counted.
+const COUNTED: Duration = Duration::from_millis(100);
 /// Largest datagram before a path is probed, relay, UDP and IP headers not counted: 1400 and those fit 1500.
 pub const PATH_MTU: usize = 1400;
 /// Commands that wait at most.
@@ -74,6 +93,8 @@ pub struct Setup {
     pub udp: Udp,
     /// Where state is kept.
     pub files: NetworkState,
+    /// The data half has threads of its own.
+    pub threads: bool,
 }
 
 /// An answer to a ping.
@@ -89,8 +110,8 @@ pub struct Pong {
 
 /// What a call on the engine's thread may touch.
 pub struct Inside<'a> {
-    /// Node and data half.
-    pub endpoint: &'a mut Endpoint,
+    /// The node, and what is known of the data half.
+    pub endpoint: &'a mut Endpoint<Mailboxes>,
     /// Now.
     pub now: Time,
     /// The clock, Unix seconds.
@@ -169,14 +190,13 @@ impl Engine {
         let thread = std::thread::Builder::new().name(format!("sm-{name}")).spawn({
             let waker = waker.clone();
             move || {
-                let mut engine = Loop::new(setup, waker, inbox, found, findings, jobs);
-                match engine.run() {
-                    Ok(()) if engine.revoked => {
-                        // Whoever hears of the end finds the device closed.
-                        drop(engine);
-                        ended(End::Revoked);
-                    }
-                    Ok(()) => debug!(network = %name, "the packet loop has ended"),
+                let result = Loop::new(setup, waker, inbox, found, findings, jobs).and_then(|mut engine| {
+                    // Whoever hears of the end finds the device closed.
+                    engine.run().map(|()| engine.revoked)
+                });
+                match result {
+                    Ok(true) => ended(End::Revoked),
+                    Ok(false) => debug!(network = %name, "the packet loop has ended"),
                     Err(e) => ended(End::Broken(e.to_string())),
                 }
             }
@@ -237,11 +257,23 @@ impl Drop for Engine {
     }
 }
 
+/// Where the data half runs.
+enum Data {
+    /// On the node's thread.
+    Here(Box<(Sending, Receiving)>),
+    /// On threads of its own, which these wake.
+    There { stop: Arc<AtomicBool>, threads: Vec<(Waker, JoinHandle<()>)> },
+}
+
 struct Loop {
-    endpoint: Endpoint,
+    endpoint: Endpoint<Mailboxes>,
+    data: Data,
+    ups: Receiver<Up>,
+    /// What strangers send is looked at here, so that it does not keep the data half from its work.
+    strangers: Inbound,
     clock: Clock,
     device: Device,
-    udp: Udp,
+    udp: Arc<Udp>,
     files: NetworkState,
     waker: Waker,
     inbox: Receiver<Command>,
@@ -264,6 +296,8 @@ struct Loop {
     upkeep: Time,
     ending: bool,
     revoked: bool,
+    /// Why the data half has ended, if it has.
+    broken: Option<String>,
 }
 
 impl Loop {
@@ -274,7 +308,7 @@ impl Loop {
         found: SyncSender<Found>,
         findings: Receiver<Found>,
         jobs: SyncSender<Work>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let clock = Clock::new();
         let frame = if setup.tap.options().vnet { SUPERFRAME } else { setup.node.mtu + FRAME_OVERHEAD };
         let mut fragment = [0; 4];
@@ -282,11 +316,45 @@ impl Loop {
         let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
         setup.udp.use_offloads();
-        Loop {
-            endpoint: Endpoint::new(node, frame, u32::from_be_bytes(fragment)),
+        let (udp, device) = (Arc::new(setup.udp), Device::new(setup.tap));
+        let (up, ups) = sync_channel(UPS);
+        let wakers = if setup.threads { [Some(Waker::new()?), Some(Waker::new()?)] } else { [None, None] };
+        let [tx, rx] = wakers.clone().map(Mailbox::new);
+        let (snapshot, up) = (node.snapshot(), Ups::new(up, waker.clone()));
+        let batch = TxBatch::new(TX_FRAMES, frame, TX_MEMORY);
+        let sending = Sending {
+            outbound: Outbound::new(Sealer::new(1, u32::from_be_bytes(fragment)), snapshot.clone(), batch),
+            device: device.clone(),
+            udp: udp.clone(),
+            out: Outbox::default(),
+            mailbox: tx.clone(),
+            ups: up.clone(),
+            drops: Drops::default(),
             clock,
-            device: Device::new(setup.tap),
-            udp: setup.udp,
+        };
+        let receiving = Receiving {
+            inbound: Inbound::new(snapshot.clone(), RxBatch::new(RX_MEMORY)),
+            device: device.clone(),
+            udp: udp.clone(),
+            mailbox: rx.clone(),
+            ups: up,
+            drops: Drops::default(),
+            clock,
+        };
+        let data = match wakers {
+            [Some(tx), Some(rx)] => {
+                start(setup.files.name().as_str(), sending, receiving, [tx, rx], &found, &waker)?
+            }
+            _ => Data::Here(Box::new((sending, receiving))),
+        };
+        Ok(Loop {
+            endpoint: Endpoint::new(node, Mailboxes { tx, rx }),
+            data,
+            ups,
+            strangers: Inbound::new(snapshot, RxBatch::new(STRANGERS_BATCH * DATAGRAM)),
+            clock,
+            device,
+            udp,
             files: setup.files,
             waker,
             inbox,
@@ -308,11 +376,12 @@ impl Loop {
             upkeep: Time(0),
             ending: false,
             revoked: false,
-        }
+            broken: None,
+        })
     }
 
     fn now(&self) -> Time {
-        Time(u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX))
+        now(&self.clock)
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -322,35 +391,35 @@ impl Loop {
         self.drain();
         while !self.ending {
             let now = self.now();
-            let mut timeout = self.upkeep.since(now);
-            if let Some(at) = self.endpoint.deadline() {
-                timeout = timeout.min(at.since(now));
-            }
-            let held = self.out.stopped.is_some();
-            if self.out.stopped == Some(SendStop::NoBuffers) {
+            let due = [self.endpoint.deadline(), self.data.deadline(), Some(self.upkeep)];
+            let mut timeout = due.into_iter().flatten().min().map_or(UPKEEP, |at| at.since(now));
+            let mut fds = vec![(self.waker.as_fd(), Interest::Read)];
+            let held = self.data.held();
+            if self.out.stopped.or(held) == Some(SendStop::NoBuffers) {
                 timeout = timeout.min(BUFFERS_FULL);
-            }
-            let mut fds = vec![(std::os::fd::AsFd::as_fd(&self.waker), Interest::Read)];
-            fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
-            if self.out.stopped == Some(SendStop::WouldBlock) {
+            } else if self.out.stopped.or(held).is_some() {
                 fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
             }
-            let sessions = fds.len();
             let wait = strangers.next().saturating_sub(self.clock.now());
+            let first = fds.len();
             if wait.is_zero() {
                 fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
             } else {
                 timeout = timeout.min(wait);
             }
             let all = fds.len();
-            // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
-            if !held {
-                fds.push((std::os::fd::AsFd::as_fd(&self.device), Interest::Read));
+            if matches!(self.data, Data::Here(_)) {
+                fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
+            }
+            let last = fds.len();
+            if matches!(self.data, Data::Here(_)) && held.is_none() {
+                // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
+                fds.push((self.device.as_fd(), Interest::Read));
             }
             let ready = poller.wait(&fds, Some(timeout))?;
             drop(fds);
 
-            if held {
+            if self.out.stopped.is_some() {
                 self.out.flush(&self.udp, &mut self.drops);
             }
             if ready.readable(0) {
@@ -358,15 +427,14 @@ impl Loop {
                 self.findings();
                 self.commands();
             }
-            if (1..sessions).any(|i| ready.readable(i)) || held {
-                self.receive(Queue::Sessions, 4)?;
+            if let Data::Here(data) = &mut self.data {
+                let device = held.is_none() && ready.readable(last);
+                step(data, (all..last).any(|i| ready.readable(i)), device)?;
             }
-            if !held && ready.readable(all) {
-                self.read_device()?;
-            }
-            if (sessions..all).any(|i| ready.readable(i)) {
+            self.heed();
+            if (first..all).any(|i| ready.readable(i)) {
                 let began = self.clock.now();
-                self.receive(Queue::Strangers, 1)?;
+                self.hear_strangers()?;
                 strangers.spent(began, self.clock.now());
             }
             let now = self.now();
@@ -379,70 +447,34 @@ impl Loop {
                 self.keep_up(now);
             }
         }
-        Ok(())
-    }
-
-    /// What has arrived, at most a few batches, so that nothing else waits long.
-    fn receive(&mut self, queue: Queue, batches: usize) -> io::Result<()> {
-        for _ in 0..batches {
-            let (memory, list) = self.endpoint.rx().space();
-            let (slot, most) = match queue {
-                Queue::Strangers => (DATAGRAM, STRANGERS_BATCH * DATAGRAM),
-                _ => (JOINED, memory.len()),
-            };
-            let memory = memory.get_mut(..most).unwrap_or_default();
-            let n = self.udp.recv(memory, slot, list, queue)?;
-            if n == 0 {
-                break;
-            }
-            let now = self.now();
-            let (device, drops) = (&mut self.device, &mut self.drops);
-            let mut gone = None;
-            self.endpoint.open(now, |frame| gone = device.write(&frame, drops).err().or(gone.take()));
-            self.drain();
-            if let Some(e) = gone {
-                return Err(e);
-            }
-            if (n + 1) * slot <= most {
-                break;
-            }
+        match self.broken.take() {
+            Some(what) => Err(io::Error::other(what)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Frames of the device, straight into the batch's slots.
-    fn read_device(&mut self) -> io::Result<()> {
-        for _ in 0..4 {
-            let mut more = true;
-            let mut error = None;
-            let batch = self.endpoint.tx();
-            while more {
-                let Some(slot) = batch.reserve() else { break };
-                match self.device.read(slot) {
-                    Ok((len, vnet)) if len > 0 => batch.commit(len, vnet),
-                    Ok(_) => self.drops.count(DropReason::BadFrame),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => {
-                        more = false;
-                        // The interface may be down for a while; only a device that is gone ends the loop.
-                        error = tap::vanished(&e).then(|| self.device.gone());
-                    }
-                }
-            }
-            if batch.is_empty() {
-                return error.map_or(Ok(()), Err);
-            }
+    /// What the data half has left to the node.
+    fn heed(&mut self) {
+        for _ in 0..UPS {
+            let Ok(up) = self.ups.try_recv() else { return };
             let now = self.now();
-            let (out, udp, drops) = (&mut self.out, &self.udp, &mut self.drops);
-            self.endpoint.seal(now, |batch| out.send(udp, drops, batch.datagrams()));
+            self.endpoint.handle_up(now, up);
             self.drain();
-            if let Some(e) = error {
-                return Err(e);
-            }
-            if !more || self.out.stopped.is_some() {
-                break;
-            }
+        }
+        // There may be more, after all else.
+        self.waker.wake();
+    }
+
+    /// A few datagrams that claim to belong to no session.
+    fn hear_strangers(&mut self) -> io::Result<()> {
+        let (memory, list) = self.strangers.batch().space();
+        self.udp.recv(memory, DATAGRAM, list, Queue::Strangers)?;
+        let now = self.now();
+        let mut ups = vec![];
+        self.strangers.open(now, |_| {}, |up| ups.push(up));
+        for up in ups {
+            self.endpoint.handle_up(now, up);
+            self.drain();
         }
         Ok(())
     }
@@ -507,6 +539,7 @@ impl Loop {
                     self.rotated(now, &relay, access, trouble);
                     self.endpoint.settle(now);
                 }
+                Found::Broken(what) => (self.broken, self.ending) = (Some(what), true),
                 Found::Address { relay, host, port, address: None } => {
                     debug!(host, "the relay's name has no address now");
                     self.unresolved.push((relay, host, port));
@@ -521,11 +554,17 @@ impl Loop {
             match self.inbox.try_recv() {
                 Ok(Command::Call(call)) => {
                     let now = self.now();
+                    if let Data::Here(data) = &self.data {
+                        data.0.count();
+                        data.1.count();
+                    }
+                    let mut drops = self.drops.clone();
+                    drops.add(&self.strangers.opener().drops);
                     let answer = call(&mut Inside {
                         endpoint: &mut self.endpoint,
                         now,
                         unix: self.clock.unix(),
-                        drops: &self.drops,
+                        drops: &drops,
                         trouble: self.trouble.as_deref(),
                         refused: &self.refused,
                         unrotated: &self.unrotated,
@@ -562,4 +601,76 @@ impl Loop {
         self.endpoint.settle(now);
         self.drain();
     }
+}
+
+impl Data {
+    fn deadline(&self) -> Option<Time> {
+        match self {
+            Data::Here(data) => data.1.deadline(),
+            Data::There { .. } => None,
+        }
+    }
+
+    fn held(&self) -> Option<SendStop> {
+        match self {
+            Data::Here(data) => data.0.held(),
+            Data::There { .. } => None,
+        }
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if let Data::There { stop, threads } = self {
+            stop.store(true, Ordering::Relaxed);
+            threads.iter().for_each(|(waker, _)| waker.wake());
+            for (_, thread) in threads.drain(..) {
+                let _panicked = thread.join();
+            }
+        }
+    }
+}
+
+/// A turn of a data half that has no threads: a batch of each, where there is something.
+fn step((sending, receiving): &mut (Sending, Receiving), sockets: bool, device: bool) -> io::Result<()> {
+    if sockets {
+        receiving.step()?;
+    }
+    receiving.handle_timeout();
+    if sending.held().is_some() {
+        sending.flush();
+    }
+    if device {
+        sending.step()?;
+    }
+    Ok(())
+}
+
+/// Starts the data half's threads.
+fn start(
+    network: &str,
+    mut sending: Sending,
+    mut receiving: Receiving,
+    [tx, rx]: [Waker; 2],
+    found: &SyncSender<Found>,
+    waker: &Waker,
+) -> io::Result<Data> {
+    let stop = Arc::new(AtomicBool::new(false));
+    type Body = Box<dyn FnMut(&Waker, &AtomicBool) -> io::Result<()> + Send>;
+    let halves: [(&str, Waker, Body); 2] = [
+        ("tx", tx, Box::new(move |waker, stop| sending.run(waker, stop))),
+        ("rx", rx, Box::new(move |waker, stop| receiving.run(waker, stop))),
+    ];
+    let mut threads = vec![];
+    for (name, wake, mut body) in halves {
+        let (found, waker, stop, own) = (found.clone(), waker.clone(), stop.clone(), wake.clone());
+        let thread = std::thread::Builder::new().name(format!("sm-{name}-{network}")).spawn(move || {
+            if let Err(e) = body(&own, &stop) {
+                let _loop_ended = found.send(Found::Broken(e.to_string()));
+                waker.wake();
+            }
+        })?;
+        threads.push((wake, thread));
+    }
+    Ok(Data::There { stop, threads })
 }

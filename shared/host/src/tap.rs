@@ -7,6 +7,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -172,6 +173,14 @@ impl Tap {
     /// What it was opened with.
     pub fn options(&self) -> &TapOptions {
         &self.options
+    }
+
+    /// Whether somebody reads along: the device is promiscuous, and not because a bridge has it.
+    pub fn is_watched(&self) -> bool {
+        let of = |what| Path::new("/sys/class/net").join(&self.name).join(what);
+        let flags = std::fs::read_to_string(of("flags")).unwrap_or_default();
+        let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+        flags & libc::IFF_PROMISC as u32 != 0 && !of("brport").exists()
     }
 
     /// Takes one frame; with `vnet` its header into `header`, which is left as it is otherwise. `WouldBlock` when there is

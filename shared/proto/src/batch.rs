@@ -138,7 +138,7 @@ impl TxBatch {
     }
 
     /// What is to be sent, and where to.
-    pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = (SocketAddr, &[u8])> {
         self.out.iter().map(|(to, area)| (*to, self.bytes(area)))
     }
 
@@ -167,30 +167,30 @@ impl TxBatch {
     }
 }
 
-/// What an opened datagram asks of the control half.
+/// What an opened datagram asks of the control half, which may be on another thread.
 #[derive(Debug, Clone)]
-pub enum Upcall<'a> {
+pub enum Upcall {
     /// A handshake packet or RESET, as it came.
     Typed {
         /// From where.
         source: Source,
         /// The packet, without relay header.
-        packet: &'a [u8],
+        packet: Vec<u8>,
     },
     /// What a session's packet held, opened.
-    Plain(Plain<'a>),
+    Plain(Plain),
     /// What came from the relay itself, for its link.
     FromRelay {
         /// Which relay.
         relay: u32,
         /// The packet, without relay header.
-        packet: &'a [u8],
+        packet: Vec<u8>,
     },
 }
 
 /// Opened control, report or ping.
 #[derive(Debug, Clone)]
-pub struct Plain<'a> {
+pub struct Plain {
     /// In which session.
     pub session: SessionId,
     /// From whom.
@@ -200,7 +200,7 @@ pub struct Plain<'a> {
     /// Never a frame or fragment.
     pub kind: Kind,
     /// What follows the kind.
-    pub body: &'a [u8],
+    pub body: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -376,18 +376,19 @@ impl RxBatch {
     }
 
     /// What the control half must see: for [`crate::Node::handle_upcall`].
-    pub fn upcalls(&self) -> impl Iterator<Item = Upcall<'_>> {
-        self.upcalls.iter().map(|u| match u {
-            RawUpcall::Typed(source, r) => Upcall::Typed { source: *source, packet: &self.memory[r.clone()] },
+    pub fn upcalls(&self) -> impl Iterator<Item = Upcall> {
+        let bytes = |r: &Range<usize>| self.memory[r.clone()].to_vec();
+        self.upcalls.iter().map(move |u| match u {
+            RawUpcall::Typed(source, r) => Upcall::Typed { source: *source, packet: bytes(r) },
             RawUpcall::Plain { session, peer, source, kind, body } => Upcall::Plain(Plain {
                 session: *session,
                 peer: *peer,
                 source: *source,
                 kind: *kind,
-                body: &self.memory[body.clone()],
+                body: bytes(body),
             }),
             RawUpcall::FromRelay { relay, packet } => {
-                Upcall::FromRelay { relay: *relay, packet: &self.memory[packet.clone()] }
+                Upcall::FromRelay { relay: *relay, packet: bytes(packet) }
             }
         })
     }

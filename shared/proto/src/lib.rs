@@ -2,11 +2,12 @@
 //!
 //! Bytes and a time go in; bytes, events and the next deadline come out. No clock, socket, lock or async is in here, so
 //! the simulator plays every race from a seed. The control half is [`Node`]; the data half are [`Sealer`] and
-//! [`Opener`], which work on batches by the [`Snapshot`] that the node publishes. [`Endpoint`] is all three in one
-//! thread.
+//! [`Opener`], which work on batches by the [`Snapshot`] that the node publishes. [`Endpoint`] drives the node,
+//! [`Outbound`] and [`Inbound`] the data half, on threads of their own or all on one.
 #![warn(missing_docs)]
 
 pub mod batch;
+mod data_half;
 mod endpoint;
 pub mod frame;
 pub mod handshake;
@@ -25,7 +26,8 @@ mod time;
 pub mod window;
 mod work;
 
-pub use endpoint::Endpoint;
+pub use data_half::{DataHalf, Inbound, Outbound, Up};
+pub use endpoint::{Endpoint, OneThread};
 pub use node::{AdminError, Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer};
 pub use opener::{LaneStats, Opener};
 pub use relay_link::{LinkEvent, RelayLink};

@@ -201,3 +201,10 @@ pub enum Install {
         key: shadowmesh_crypto::secret::Secret<32>,
     },
 }
+
+impl Install {
+    /// Is it for a sealer? Else it is for openers.
+    pub fn is_for_sealer(&self) -> bool {
+        matches!(self, Install::Tx { .. } | Install::RetireTx { .. } | Install::Relay { .. })
+    }
+}

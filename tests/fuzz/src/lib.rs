@@ -8,7 +8,7 @@ use shadowmesh_proto::batch::{Delivered, RxBatch};
 use shadowmesh_proto::handshake::{Contact, Credential, Initiator, InitiatorConfig};
 use shadowmesh_proto::lane::{RxLane, TxLane};
 use shadowmesh_proto::superframe::{self, Headers, VnetHeader};
-use shadowmesh_proto::{Endpoint, Guard, Install, MeshPrefixes, Opener, Rng, Time, frame};
+use shadowmesh_proto::{Endpoint, Guard, Install, MeshPrefixes, OneThread, Opener, Rng, Time, frame};
 use shadowmesh_sim::cast::{CAST, EPOCH, relay_address, relay_config, relay_identity};
 use shadowmesh_sim::guest;
 use shadowmesh_sim::world::{Setup, Weather, World, address};
@@ -174,7 +174,7 @@ fn with_world(f: impl FnOnce(&mut World)) {
     });
 }
 
-fn settle(e: &mut Endpoint, now: Time) {
+fn settle(e: &mut Endpoint<OneThread>, now: Time) {
     while e.poll_transmit().is_some() {}
     while e.poll_frame().is_some() {}
     while e.poll_event().is_some() {}
@@ -192,7 +192,7 @@ pub fn node(b: &[u8]) {
         let e = &mut w.nodes[0].endpoint;
         settle(e, now);
         for from in [address(1), "203.0.113.66:666".parse().expect("address")] {
-            e.rx().push(from, b);
+            e.data.rx.batch().push(from, b);
             e.open(now, |frame| panic!("a stranger's datagram became a frame: {:02x?}", frame.to_vec()));
             let replied: usize = std::iter::from_fn(|| e.poll_transmit()).map(|(_, p)| p.len()).sum();
             assert!(replied <= b.len(), "{replied} bytes for {}", b.len());
@@ -217,14 +217,14 @@ pub fn device(b: &[u8]) {
             let mut sealed = vec![];
             for f in [b, &own].into_iter().filter(|f| f.len() <= 1600) {
                 let e = &mut w.nodes[n].endpoint;
-                e.tx().push(f, None);
+                e.data.tx.batch().push(f, None);
                 e.seal(now, |b| sealed.extend(b.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))));
                 settle(e, now);
             }
             let (from, there) = (w.nodes[n].address, w.nodes[1].address);
             for (_, bytes) in sealed.into_iter().filter(|(to, _)| *to == there) {
                 let e = &mut w.nodes[1].endpoint;
-                e.rx().push(from, &bytes);
+                e.data.rx.batch().push(from, &bytes);
                 e.open(now, |frame| {
                     assert!(frame.head[6..12] != CAST.members[1].id.mac(), "its own MAC came in")
                 });

@@ -4,9 +4,10 @@ use crate::cast::{CAST, EPOCH, STAGE, relay_address, relay_config, relay_identit
 use crate::guest::{self, Judge, MARK};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::secret::Secret;
+use shadowmesh_proto::batch::{RxBatch, TxBatch};
 use shadowmesh_proto::join::{Joiner, Registrar};
 use shadowmesh_proto::superframe::VnetHeader;
-use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OwnKeys, Rng, SavedLeaf, Time};
+use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OneThread, OwnKeys, Rng, SavedLeaf, Sealer, Time};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -44,7 +45,7 @@ impl Weather {
 /// A node of the world.
 pub struct SimNode {
     /// The shipped core.
-    pub endpoint: Endpoint,
+    pub endpoint: Endpoint<OneThread>,
     /// Where it is.
     pub address: SocketAddr,
     /// Who it is.
@@ -243,7 +244,7 @@ impl World {
         Premiere { facts, keys, relay: w.relay.map(|r| r.stored).unwrap_or_default() }
     }
 
-    fn start(&mut self, n: usize, facts: Vec<Vec<u8>>, keys: OwnKeys) -> Endpoint {
+    fn start(&mut self, n: usize, facts: Vec<Vec<u8>>, keys: OwnKeys) -> Endpoint<OneThread> {
         self.start_as(n, CAST.members[n].identity.clone(), facts, keys)
     }
 
@@ -253,7 +254,7 @@ impl World {
         identity: std::sync::Arc<shadowmesh_crypto::sign::SigningKey>,
         facts: Vec<Vec<u8>>,
         keys: OwnKeys,
-    ) -> Endpoint {
+    ) -> Endpoint<OneThread> {
         let endpoints = (0..self.setup.nodes)
             .filter(|m| *m != n && !self.setup.relayed)
             .map(|m| (CAST.members[m].id, address(m)))
@@ -277,8 +278,11 @@ impl World {
             seed: self.rng.bytes(),
         };
         let node = Node::new(config, self.now, EPOCH);
-        let mut endpoint = Endpoint::new(node, LARGEST_FRAME, self.rng.u64() as u32);
-        endpoint.lag = self.setup.lag;
+        let sealer = Sealer::new(1, self.rng.u64() as u32);
+        let (tx, rx) = (TxBatch::new(64, LARGEST_FRAME, 256 << 10), RxBatch::new(1 << 20));
+        let data = OneThread::new(node.snapshot(), sealer, tx, rx);
+        let mut endpoint = Endpoint::new(node, data);
+        endpoint.data.lag = self.setup.lag;
         endpoint
     }
 
@@ -378,7 +382,7 @@ impl World {
         let now = self.now;
         let mut out = vec![];
         let e = &mut self.nodes[node].endpoint;
-        assert!(e.tx().push(frame, vnet), "a frame larger than a device gives");
+        assert!(e.data.tx.batch().push(frame, vnet), "a frame larger than a device gives");
         e.seal(now, |batch| out.extend(batch.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))));
         for (to, bytes) in out {
             self.launch(address(node), to, bytes);
@@ -627,7 +631,7 @@ impl World {
         let flight = self.flights.peek().map(|Reverse((at, _))| *at);
         self.nodes
             .iter()
-            .filter_map(|n| n.endpoint.deadline())
+            .filter_map(|n| n.endpoint.first_deadline())
             .chain(flight)
             .chain(self.relay_deadline())
             .min()
@@ -665,9 +669,9 @@ impl World {
                 self.drain_relay();
             }
             for n in 0..self.nodes.len() {
-                if self.nodes[n].endpoint.deadline().is_some_and(|d| d <= self.now) {
+                if self.nodes[n].endpoint.first_deadline().is_some_and(|d| d <= self.now) {
                     let now = self.now;
-                    self.nodes[n].endpoint.handle_timeout(now);
+                    self.nodes[n].endpoint.handle_all_timeouts(now);
                     self.drain(n);
                 }
             }
@@ -734,7 +738,7 @@ impl World {
         let before = if self.trace { self.drops() } else { String::new() };
         let e = &mut self.nodes[n].endpoint;
         for f in std::iter::once(&f).chain(&more) {
-            e.rx().push(f.from, &f.bytes);
+            e.data.rx.batch().push(f.from, &f.bytes);
         }
         let mut joined = 0;
         e.open(now, |frame| {

@@ -252,12 +252,12 @@ impl Node {
     }
 
     /// What a joiner says; `None` when the session is no joiner's.
-    pub(super) fn handle_guest(&mut self, now: Time, plain: &Plain<'_>) -> Option<Result<(), DropReason>> {
+    pub(super) fn handle_guest(&mut self, now: Time, plain: &Plain) -> Option<Result<(), DropReason>> {
         let g = self.guests.iter().position(|g| g.aside.session == plain.session)?;
         if plain.kind != Kind::Control {
-            return Some(Ping::parse(plain.body).map(|_| ()).map_err(DropReason::from));
+            return Some(Ping::parse(&plain.body).map(|_| ()).map_err(DropReason::from));
         }
-        Some(match Control::parse(plain.body) {
+        Some(match Control::parse(&plain.body) {
             Ok(c) => self.guest_control(now, g, c),
             Err(e) => Err(e.into()),
         })

@@ -69,13 +69,13 @@ impl Node {
 
     /// What a revoked member says in such a session; `None` when the session is none. It is answered pulls of the
     /// tombstone, and nothing else that it says is listened to.
-    pub(super) fn handle_farewell(&mut self, plain: &Plain<'_>) -> Option<Result<(), DropReason>> {
+    pub(super) fn handle_farewell(&mut self, plain: &Plain) -> Option<Result<(), DropReason>> {
         let i = self.farewells.iter().position(|f| f.aside.session == plain.session)?;
         if plain.kind != Kind::Control {
             return Some(Err(DropReason::NotMember));
         }
         let id = self.farewells[i].tombstone.id();
-        Some(match Control::parse(plain.body) {
+        Some(match Control::parse(&plain.body) {
             Ok(Control::Confirm { sid_r, lanes, .. }) => {
                 let confirmed = self.farewells[i].aside.confirmed(sid_r, &lanes);
                 if confirmed.is_ok() {

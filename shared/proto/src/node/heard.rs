@@ -30,12 +30,7 @@ impl Node {
     }
 
     /// Opened control, report or ping from a peer.
-    pub(super) fn handle_peer_plain(
-        &mut self,
-        now: Time,
-        p: PeerId,
-        plain: Plain<'_>,
-    ) -> Result<(), DropReason> {
+    pub(super) fn handle_peer_plain(&mut self, now: Time, p: PeerId, plain: Plain) -> Result<(), DropReason> {
         if !self.is_live(&self.peers[p as usize].node) {
             return Err(DropReason::NotMember);
         }
@@ -46,12 +41,12 @@ impl Node {
         }
         match plain.kind {
             Kind::Ping => {
-                let ping = Ping::parse(plain.body)?;
+                let ping = Ping::parse(&plain.body)?;
                 self.peers[p as usize].echo = ((ping.stamp / 1000) as u32, now);
-                self.send_kind(p, id, Kind::Pong, plain.body);
+                self.send_kind(p, id, Kind::Pong, &plain.body);
             }
             Kind::Pong => {
-                let ping = Ping::parse(plain.body)?;
+                let ping = Ping::parse(&plain.body)?;
                 let rtt = now.since(Time(ping.stamp));
                 let peer = &mut self.peers[p as usize];
                 peer.measured(rtt);
@@ -61,7 +56,7 @@ impl Node {
                 }
             }
             Kind::Report => {
-                let report = Report::parse(plain.body)?;
+                let report = Report::parse(&plain.body)?;
                 let peer = &mut self.peers[p as usize];
                 if report.echo != 0 {
                     let rtt = now.micros32().wrapping_sub(report.echo).wrapping_sub(report.held);
@@ -76,7 +71,7 @@ impl Node {
                     }
                 }
             }
-            Kind::Control => self.handle_control(now, p, id, Control::parse(plain.body)?)?,
+            Kind::Control => self.handle_control(now, p, id, Control::parse(&plain.body)?)?,
             Kind::Frame | Kind::Chunk | Kind::Fragment => return Err(DropReason::Malformed),
         }
         Ok(())

@@ -289,7 +289,7 @@ impl Node {
     // Handles.
 
     /// What an opener could not decide.
-    pub fn handle_upcall(&mut self, now: Time, upcall: Upcall<'_>) {
+    pub fn handle_upcall(&mut self, now: Time, upcall: Upcall) {
         let by_relay = match &upcall {
             Upcall::Typed { source: Source::Relay { relay, .. }, .. } => Some(*relay),
             Upcall::Plain(Plain { source: Source::Relay { relay, .. }, .. }) => Some(*relay),
@@ -300,9 +300,9 @@ impl Node {
             self.nudge_link(now, relay as usize);
         }
         let result = match upcall {
-            Upcall::Typed { source, packet } => self.handle_typed(now, source, packet),
+            Upcall::Typed { source, packet } => self.handle_typed(now, source, &packet),
             Upcall::Plain(plain) => self.handle_plain(now, plain),
-            Upcall::FromRelay { relay, packet } => self.handle_relay_session(now, relay, packet),
+            Upcall::FromRelay { relay, packet } => self.handle_relay_session(now, relay, &packet),
         };
         if let Err(reason) = result {
             self.drops.count(reason);
@@ -533,7 +533,7 @@ impl Node {
         Some(Credential::Member { certificate: member.fact.id(), leaf: leaf.id(), key, chain: chain.into() })
     }
 
-    fn handle_plain(&mut self, now: Time, plain: Plain<'_>) -> Result<(), DropReason> {
+    fn handle_plain(&mut self, now: Time, plain: Plain) -> Result<(), DropReason> {
         if let Some(done) = self.handle_guest(now, &plain) {
             return done;
         }

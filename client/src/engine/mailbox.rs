@@ -1,0 +1,134 @@
+//! Between the node's thread and the data half, which may be on others: keys and snapshots one way, what the node has to see
+//! the other way, and counts for whoever asks. Locks are held for a few assignments; nothing is locked for a batch that
+//! brings no news.
+
+use shadowmesh_host::wake::Waker;
+use shadowmesh_proto::batch::Drops;
+use shadowmesh_proto::{DataHalf, Inbound, Install, Outbound, PeerId, Snapshot, Time, Up};
+use shadowmesh_wire::DropReason;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Frames and bytes, by peer.
+type Traffic = HashMap<PeerId, (u64, u64)>;
+
+#[derive(Default)]
+struct Mail {
+    installs: Vec<Install>,
+    snapshot: Option<Arc<Snapshot>>,
+}
+
+/// What one half was sent, and what it has counted.
+pub struct Mailbox {
+    any: AtomicBool,
+    mail: Mutex<Mail>,
+    counts: Mutex<(Drops, Traffic)>,
+    /// Of the thread that reads it, if it is another.
+    waker: Option<Waker>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Mailbox {
+    /// `waker` wakes its reader.
+    pub fn new(waker: Option<Waker>) -> Arc<Self> {
+        let (mail, counts) = (Mutex::default(), Mutex::default());
+        Arc::new(Mailbox { any: AtomicBool::new(false), mail, counts, waker })
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Mail)) {
+        change(&mut lock(&self.mail));
+        // Whoever is sent a datagram because of this answers later than this can be seen.
+        if !self.any.swap(true, Ordering::SeqCst)
+            && let Some(waker) = &self.waker
+        {
+            waker.wake();
+        }
+    }
+
+    fn take(&self) -> Option<Mail> {
+        self.any.swap(false, Ordering::SeqCst).then(|| std::mem::take(&mut *lock(&self.mail)))
+    }
+
+    /// What came for the sending half: keys before the snapshot that names them. [P-INSTALL]
+    pub fn deliver_to_outbound(&self, half: &mut Outbound) {
+        if let Some(mail) = self.any.load(Ordering::Relaxed).then(|| self.take()).flatten() {
+            mail.installs.into_iter().for_each(|i| drop(half.install(i)));
+            mail.snapshot.into_iter().for_each(|s| half.publish(s));
+        }
+    }
+
+    /// The same for the receiving half. To be called between receiving and opening: what answers a datagram of ours is
+    /// opened with all that was put here before that was sent.
+    pub fn deliver_to_inbound(&self, half: &mut Inbound) {
+        if let Some(mail) = self.any.load(Ordering::SeqCst).then(|| self.take()).flatten() {
+            mail.installs.into_iter().for_each(|i| drop(half.install(i)));
+            mail.snapshot.into_iter().for_each(|s| half.publish(s));
+        }
+    }
+
+    /// Counts, for whoever asks: those of the half, and of what is around it.
+    pub fn count(&self, drops: [&Drops; 2], traffic: &Traffic) {
+        let mut counts = lock(&self.counts);
+        counts.0 = drops[0].clone();
+        counts.0.add(drops[1]);
+        counts.1.clone_from(traffic);
+    }
+}
+
+/// The data half as the node's thread sees it.
+pub struct Mailboxes {
+    /// The sending half's.
+    pub tx: Arc<Mailbox>,
+    /// The receiving half's.
+    pub rx: Arc<Mailbox>,
+}
+
+impl DataHalf for Mailboxes {
+    fn install(&mut self, install: Install) {
+        let to = if install.is_for_sealer() { &self.tx } else { &self.rx };
+        to.put(|mail| mail.installs.push(install));
+    }
+
+    fn publish(&mut self, _now: Time, snapshot: Arc<Snapshot>) {
+        self.tx.put(|mail| mail.snapshot = Some(snapshot.clone()));
+        self.rx.put(|mail| mail.snapshot = Some(snapshot));
+    }
+
+    fn drops(&self) -> Drops {
+        let mut all = lock(&self.tx.counts).0.clone();
+        all.add(&lock(&self.rx.counts).0);
+        all
+    }
+
+    fn traffic(&self, peer: PeerId) -> ((u64, u64), (u64, u64)) {
+        let of = |mailbox: &Mailbox| lock(&mailbox.counts).1.get(&peer).copied().unwrap_or_default();
+        (of(&self.tx), of(&self.rx))
+    }
+}
+
+/// The way up to the node's thread.
+#[derive(Clone)]
+pub struct Ups {
+    channel: SyncSender<Up>,
+    waker: Waker,
+}
+
+impl Ups {
+    /// By this channel; the waker is the node's.
+    pub fn new(channel: SyncSender<Up>, waker: Waker) -> Self {
+        Ups { channel, waker }
+    }
+
+    /// Sends one up, or counts that the node is overwhelmed.
+    pub fn send(&self, up: Up, drops: &mut Drops) {
+        match self.channel.try_send(up) {
+            Ok(()) => self.waker.wake(),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => drops.count(DropReason::QueueFull),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! From the sockets to the device: the receiving half, on a thread of its own or stepped by the node's.
+
+use super::COUNTED;
+use super::device::Device;
+use super::mailbox::{Mailbox, Ups};
+use super::sending::now;
+use shadowmesh_host::clock::Clock;
+use shadowmesh_host::udp::{JOINED, Queue, Udp};
+use shadowmesh_host::wake::{Interest, Poller, Waker};
+use shadowmesh_proto::batch::Drops;
+use shadowmesh_proto::{Inbound, Time};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The receiving half with all that it needs.
+pub struct Receiving {
+    pub inbound: Inbound,
+    pub device: Device,
+    pub udp: Arc<Udp>,
+    pub mailbox: Arc<Mailbox>,
+    pub ups: Ups,
+    pub drops: Drops,
+    pub clock: Clock,
+}
+
+impl Receiving {
+    /// One batch of what claims to belong to sessions, opened where it lies, given to the device. `false`: there was none.
+    pub fn step(&mut self) -> io::Result<bool> {
+        let (memory, list) = self.inbound.batch().space();
+        if self.udp.recv(memory, JOINED, list, Queue::Sessions)? == 0 {
+            return Ok(false);
+        }
+        self.mailbox.deliver_to_inbound(&mut self.inbound);
+        let now = now(&self.clock);
+        let (device, drops, ups) = (&mut self.device, &mut self.drops, &self.ups);
+        let (mut gone, mut overflow) = (None, Drops::default());
+        let deliver = |frame: shadowmesh_proto::batch::Delivered<'_>| {
+            gone = device.write(&frame, drops).err().or(gone.take());
+        };
+        self.inbound.open(now, deliver, |up| ups.send(up, &mut overflow));
+        self.drops.add(&overflow);
+        gone.map_or(Ok(true), Err)
+    }
+
+    /// When to call [`Receiving::handle_timeout`].
+    pub fn deadline(&self) -> Option<Time> {
+        self.inbound.deadline()
+    }
+
+    /// Tells what was received, when that is due: ten times a second while anything is. Then the device is looked at, too.
+    pub fn handle_timeout(&mut self) {
+        let (ups, drops, device) = (&self.ups, &mut self.drops, &mut self.device);
+        self.inbound.handle_timeout(now(&self.clock), |up| {
+            device.look();
+            ups.send(up, drops);
+        });
+    }
+
+    /// Says what was counted.
+    pub fn count(&self) {
+        let opener = self.inbound.opener();
+        self.mailbox.count([&opener.drops, &self.drops], &opener.received);
+    }
+
+    /// On a thread of its own: until `stop`, or the device is gone.
+    pub fn run(&mut self, waker: &Waker, stop: &AtomicBool) -> io::Result<()> {
+        let mut poller = Poller::new();
+        let mut uncounted = None;
+        while !stop.load(Ordering::Relaxed) {
+            let due = [uncounted, self.deadline()].into_iter().flatten().min();
+            let timeout = due.map(|at: Time| at.since(now(&self.clock)));
+            let mut fds = vec![(waker.as_fd(), Interest::Read)];
+            fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
+            let ready = poller.wait(&fds, timeout)?;
+            drop(fds);
+            if ready.readable(0) {
+                waker.clear();
+                self.mailbox.deliver_to_inbound(&mut self.inbound);
+            }
+            if self.step()? && uncounted.is_none() {
+                uncounted = Some(now(&self.clock) + COUNTED);
+            }
+            self.handle_timeout();
+            if uncounted.is_some_and(|at| now(&self.clock) >= at) {
+                uncounted = None;
+                self.count();
+            }
+        }
+        Ok(())
+    }
+}

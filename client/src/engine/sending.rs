@@ -1,0 +1,121 @@
+//! From the device to the sockets: the sending half, on a thread of its own or stepped by the node's.
+
+use super::device::Device;
+use super::mailbox::{Mailbox, Ups};
+use super::outbox::Outbox;
+use super::{BUFFERS_FULL, COUNTED};
+use shadowmesh_host::clock::Clock;
+use shadowmesh_host::tap;
+use shadowmesh_host::udp::{Queue, SendStop, Udp};
+use shadowmesh_host::wake::{Interest, Poller, Waker};
+use shadowmesh_proto::batch::Drops;
+use shadowmesh_proto::{Outbound, Time};
+use shadowmesh_wire::DropReason;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The sending half with all that it needs.
+pub struct Sending {
+    pub outbound: Outbound,
+    pub device: Device,
+    pub udp: Arc<Udp>,
+    pub out: Outbox,
+    pub mailbox: Arc<Mailbox>,
+    pub ups: Ups,
+    pub drops: Drops,
+    pub clock: Clock,
+}
+
+impl Sending {
+    /// The sockets take nothing at the moment. Frames wait in the device's queue then: the sender slows down.
+    pub fn held(&self) -> Option<SendStop> {
+        self.out.stopped
+    }
+
+    /// Sends what waits for the sockets.
+    pub fn flush(&mut self) {
+        self.out.flush(&self.udp, &mut self.drops);
+    }
+
+    /// One batch of frames from the device, read straight into its slots, sealed there, sent. `false`: there was none.
+    pub fn step(&mut self) -> io::Result<bool> {
+        let (mut more, mut gone) = (true, None);
+        let batch = self.outbound.batch();
+        while more {
+            let Some(slot) = batch.reserve() else { break };
+            match self.device.read(slot) {
+                Ok((len, vnet)) if len > 0 => batch.commit(len, vnet),
+                Ok(_) => self.drops.count(DropReason::BadFrame),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    more = false;
+                    // The interface may be down for a while; only a device that is gone ends the loop.
+                    gone = tap::vanished(&e).then(|| self.device.gone());
+                }
+            }
+        }
+        if let Some(e) = gone {
+            return Err(e);
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        self.mailbox.deliver_to_outbound(&mut self.outbound);
+        let now = now(&self.clock);
+        let (out, udp, ups) = (&mut self.out, &self.udp, &self.ups);
+        let (mut sent, mut overflow) = (Drops::default(), Drops::default());
+        let send = |batch: &_| out.send(udp, &mut sent, shadowmesh_proto::batch::TxBatch::datagrams(batch));
+        self.outbound.seal(now, send, |up| ups.send(up, &mut overflow));
+        self.drops.add(&sent);
+        self.drops.add(&overflow);
+        Ok(true)
+    }
+
+    /// Says what was counted.
+    pub fn count(&self) {
+        let sealer = self.outbound.sealer();
+        self.mailbox.count([&sealer.drops, &self.drops], &sealer.sent);
+    }
+
+    /// On a thread of its own: until `stop`, or the device is gone.
+    pub fn run(&mut self, waker: &Waker, stop: &AtomicBool) -> io::Result<()> {
+        let mut poller = Poller::new();
+        let mut uncounted = None;
+        while !stop.load(Ordering::Relaxed) {
+            let mut timeout = uncounted.map(|at: Time| at.since(now(&self.clock)));
+            let mut fds = vec![(waker.as_fd(), Interest::Read)];
+            match self.held() {
+                None => fds.push((self.device.as_fd(), Interest::Read)),
+                Some(SendStop::WouldBlock) => {
+                    fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
+                }
+                Some(SendStop::NoBuffers) => timeout = Some(BUFFERS_FULL),
+            }
+            let ready = poller.wait(&fds, timeout)?;
+            drop(fds);
+            if ready.readable(0) {
+                waker.clear();
+                self.mailbox.deliver_to_outbound(&mut self.outbound);
+            }
+            if self.held().is_some() {
+                self.flush();
+            }
+            if self.held().is_none() && self.step()? && uncounted.is_none() {
+                uncounted = Some(now(&self.clock) + COUNTED);
+            }
+            if uncounted.is_some_and(|at| now(&self.clock) >= at) {
+                uncounted = None;
+                self.count();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The time that the core is given.
+pub fn now(clock: &Clock) -> Time {
+    Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX))
+}
