@@ -190,21 +190,26 @@ impl Evening {
         relay
     }
 
-    /// The first machine makes a network, the others join it; all reach the first. Machines are called in it as
-    /// they are in the lab.
+    /// Its machines make a network: [`make_home`].
     pub fn network(&self, network: &str) {
-        let admin = &self.machines[0];
-        let name = admin.host.name();
-        admin.must(&["network", "create", network, "--relay", &self.urls[0], "--device", name]);
-        wait_until("the relay link", Duration::from_secs(10), || {
-            (admin.json(&["status"])["networks"][0]["relays"][0]["up"] == true).then_some(())
-        });
-        for machine in &self.machines[1..] {
-            let name = machine.host.name();
-            let url = admin.must(&["invite", name]).trim().to_owned();
-            machine.must(&["join", &url, "--name", name]);
-            machine.host.must_reach(&admin.address(), 10);
-        }
+        make_home(&self.machines, &self.urls[0], network);
+    }
+}
+
+/// The first machine makes a network at a relay, the others join it; all reach the first. Machines are called in it as
+/// they are in the lab.
+pub fn make_home(machines: &[Machine], url: &str, network: &str) {
+    let admin = &machines[0];
+    let name = admin.host.name();
+    admin.must(&["network", "create", network, "--relay", url, "--device", name]);
+    wait_until("the relay link", Duration::from_secs(10), || {
+        (admin.json(&["status"])["networks"][0]["relays"][0]["up"] == true).then_some(())
+    });
+    for machine in &machines[1..] {
+        let name = machine.host.name();
+        let url = admin.must(&["invite", name]).trim().to_owned();
+        machine.must(&["join", &url, "--name", name]);
+        machine.host.must_reach(&admin.address(), 10);
     }
 }
 

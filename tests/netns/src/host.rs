@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
@@ -152,8 +153,13 @@ impl Host {
 
     /// Pings `count` times, 50 ms apart.
     pub fn ping(&self, to: &str, count: u32) -> Ping {
-        let count_text = count.to_string();
-        let said = self.try_run("ping", &["-n", "-c", &count_text, "-i", "0.05", "-W", "2", to]);
+        self.ping_every(to, count, Duration::from_millis(50))
+    }
+
+    /// Pings `count` times, so far apart.
+    pub fn ping_every(&self, to: &str, count: u32, interval: Duration) -> Ping {
+        let (count_text, interval) = (count.to_string(), interval.as_secs_f64().to_string());
+        let said = self.try_run("ping", &["-n", "-c", &count_text, "-i", &interval, "-W", "2", to]);
         let text = String::from_utf8_lossy(&said.stdout);
         let time = |line: &str| line.split_once("time=")?.1.split_once(' ')?.0.parse().ok();
         Ping { sent: count, rtt_ms: text.lines().filter_map(time).collect() }
@@ -166,7 +172,7 @@ impl Host {
             if said.status.success() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
         panic!("{} cannot reach {to}:\n{}{}", self.name(), self.ip("address"), self.ip("route"));
     }

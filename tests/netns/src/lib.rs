@@ -32,7 +32,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-pub use evening::{Evening, Machine, make_relay, spawn_relay, wait_for_relay};
+pub use evening::{Evening, Machine, make_home, make_relay, spawn_relay, wait_for_relay};
 pub use host::{Host, Ping};
 pub use measured::Measured;
 pub use members::{Member, make_network};

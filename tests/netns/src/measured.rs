@@ -24,18 +24,23 @@ impl Measured {
         );
     }
 
-    /// Where it goes: under `CARGO_TARGET_DIR`, or the workspace's `target`.
-    pub fn path(&self) -> PathBuf {
+    /// Where a file of that name goes: under `CARGO_TARGET_DIR`, or the workspace's `target`.
+    pub fn path(name: &str) -> PathBuf {
         let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| PathBuf::from(workspace).join("target"), PathBuf::from);
-        target.join("measured").join(format!("{}.json", self.name))
+        target.join("measured").join(format!("{name}.json"))
+    }
+
+    /// Where it goes.
+    pub fn path(&self) -> PathBuf {
+        Measured::path_of(&self.name)
     }
 }
 
 impl Drop for Measured {
     fn drop(&mut self) {
-        let path = self.path();
+        let path = Measured::path(&self.name);
         let text = serde_json::to_string_pretty(&self.lines).unwrap_or_default();
         let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         if let Err(e) = made.and_then(|()| std::fs::write(&path, text + "\n")) {
