@@ -5,10 +5,10 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench blind crash hostile revocation
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers blind crash hostile revocation
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## installs the Debian packages that building and testing need (root)
 	@scripts/deps
@@ -57,14 +57,20 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 mutants: ## mutants of the core that the simulator must catch
 	$(call measuring,tests/mutants/run,target/measured/mutants.json)
 
-bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients (root)
+# Of the speed, which docs/BENCHMARKS.md is then about: nine take an hour and a half.
+SPEED_ROUNDS ?= 9
+bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients, speed (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
 	@mkdir -p target/measured
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bench
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-load
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-rekey
 	target/release/handshake-cost --report target/measured/bench-handshake.json
-	scripts/measured target/measured/bench.json target/measured/bench-load.json target/measured/bench-rekey.json target/measured/bench-handshake.json
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-speed --underlay gso,wire --rounds $(SPEED_ROUNDS) --page docs/BENCHMARKS.md
+	scripts/measured $(addprefix target/measured/,$(addsuffix .json,bench bench-load bench-rekey bench-handshake bench-speed))
+
+bench-peers: ## installs Debian's other VPNs, which `make bench` then measures too (root)
+	@scripts/bench-peers
 
 hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SECONDS=60 with and without (root, two cores)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins

@@ -31,11 +31,6 @@ impl Measured {
             .map_or_else(|| PathBuf::from(workspace).join("target"), PathBuf::from);
         target.join("measured").join(format!("{name}.json"))
     }
-
-    /// Where it goes.
-    pub fn path(&self) -> PathBuf {
-        Measured::path_of(&self.name)
-    }
 }
 
 impl Drop for Measured {

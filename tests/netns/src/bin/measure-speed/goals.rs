@@ -18,6 +18,9 @@ enum Over {
     Nothing(&'static str),
 }
 
+/// The one promise about a number that is in no table.
+const RELAY_SHARE: &str = "CPU of the relay over that of the lesser client, TCP one stream a>b";
+
 #[derive(Clone, Copy)]
 enum Bound {
     AtLeast(f64),
@@ -86,10 +89,30 @@ fn goals() -> Vec<Goal> {
     rates.chain(others).chain(relayed).chain([share]).collect()
 }
 
+impl Bound {
+    fn text(self) -> String {
+        match self {
+            Bound::AtLeast(n) => format!(">= {n}"),
+            Bound::AtMost(n) => format!("<= {n}"),
+            Bound::Below(n) => format!("< {n}"),
+        }
+    }
+
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Bound::AtLeast(n) => value >= n,
+            Bound::AtMost(n) => value <= n,
+            Bound::Below(n) => value < n,
+        }
+    }
+}
+
 impl Goal {
-    /// What came of it; nothing if that was not measured, or there is nobody to compare with.
-    fn outcome(&self, summary: &Summary) -> Option<Outcome> {
-        let ours = summary.median(self.underlay, self.contender, self.key)?;
+    /// What came of it; nothing if there is nobody to compare with. Of a whole run, what has no figure does not hold;
+    /// of a part of one, it was not asked for.
+    fn outcome(&self, summary: &Summary, whole: bool) -> Option<Outcome> {
+        let title = figure(self.key).map_or(RELAY_SHARE, |f| f.title);
+        let what = format!("{}, {}: {title}", self.contender, self.underlay.name());
         let (over, base, unit) = match self.over {
             Over::Nothing(unit) => (String::new(), 1.0, unit),
             Over::Contender(name) => {
@@ -100,24 +123,28 @@ impl Goal {
                 (format!(", over {name}"), best, "x")
             }
         };
-        let title = figure(self.key)
-            .map_or("CPU of the relay over that of the lesser client, TCP one stream a>b", |f| f.title);
-        let value = ours / base;
-        let (goal, holds) = match self.bound {
-            Bound::AtLeast(n) => (format!(">= {n}"), value >= n),
-            Bound::AtMost(n) => (format!("<= {n}"), value <= n),
-            Bound::Below(n) => (format!("< {n}"), value < n),
-        };
-        let what = format!("{}, {}: {title}{over}", self.contender, self.underlay.name());
-        // A base of 0 has no ratio, and JSON has no number for it.
-        let value = if value.is_finite() { value } else { 0.0 };
-        Some(Outcome { id: self.id.clone(), what, value, unit, goal, holds: holds && base > 0.0 })
+        let value = summary.median(self.underlay, self.contender, self.key).map(|ours| ours / base);
+        if value.is_none() && !whole {
+            return None;
+        }
+        // A base of 0 has no ratio, and JSON no number for it.
+        let value = value.filter(|v| v.is_finite());
+        let missing = if value.is_none() { ": NO FIGURE" } else { "" };
+        Some(Outcome {
+            id: self.id.clone(),
+            what: format!("{what}{over}{missing}"),
+            value: value.unwrap_or(0.0),
+            unit,
+            goal: self.bound.text(),
+            holds: value.is_some_and(|v| self.bound.holds(v)),
+        })
     }
 }
 
-/// What came of every goal about which something was measured.
-pub fn outcomes(summary: &Summary) -> Vec<Outcome> {
-    goals().iter().filter_map(|g| g.outcome(summary)).collect()
+/// What came of every goal on these underlays about which something was measured; of a whole run, of every goal.
+pub fn outcomes(summary: &Summary, underlays: &[Underlay], whole: bool) -> Vec<Outcome> {
+    let goals = goals().into_iter().filter(|g| underlays.contains(&g.underlay));
+    goals.filter_map(|g| g.outcome(summary, whole)).collect()
 }
 
 /// For `scripts/measured`.

@@ -62,9 +62,10 @@ fn main() {
     for (name, why) in &absent {
         println!("left out: {name}: {why}");
     }
-    for name in &options.only {
-        let there = contenders.iter().any(|c| c.name == name);
-        assert!(there, "--only {name}: there is no such contender here");
+    if let Some(name) = options.only.iter().find(|name| contenders.iter().all(|c| c.name != **name)) {
+        let names: Vec<&str> = contenders.iter().map(|c| c.name).collect();
+        eprintln!("error: --only {name}: there is no such contender here, only {}", names.join(", "));
+        std::process::exit(2);
     }
     let only = |name: &str| options.only.is_empty() || options.only.iter().any(|o| o == name);
     contenders.retain(|c| only(c.name));
@@ -85,7 +86,8 @@ fn main() {
     }
 
     let summary = Summary::new(&contenders, &measurements);
-    let outcomes = goals::outcomes(&summary);
+    let whole = options.only.is_empty() && options.tests.is_empty();
+    let outcomes = goals::outcomes(&summary, &options.underlay, whole);
     goals::write(&outcomes);
     match &options.page {
         Some(path) => {
@@ -101,9 +103,9 @@ fn main() {
             println!("{}", goals::table(&outcomes));
         }
     }
-    let failed: Vec<&Measurement> = measurements.iter().filter(|m| !m.errors.is_empty()).collect();
-    for Measurement { round, underlay, contender, errors, .. } in failed {
-        println!("round {round}, {}, {contender}: {}", underlay.name(), errors.join("; "));
+    let failed = measurements.iter().filter(|m| !m.errors.is_empty()).count();
+    if failed > 0 {
+        println!("{failed} of {} measurements FAILED, in part or whole; see above", measurements.len());
     }
 }
 
@@ -127,7 +129,7 @@ fn measure(contender: &Contender, underlay: Underlay, round: usize, options: &Op
     let place = format!("round {}/{} {} {}", round + 1, options.rounds, underlay.name(), contender.name);
     println!("{place}: {}", Summary::line(&found));
     for error in &errors {
-        println!("{place}: FAILED {error}");
+        println!("{place}: FAILED {}", error.lines().next().unwrap_or_default());
     }
     Measurement { round, underlay, contender: contender.name, found, errors }
 }

@@ -49,7 +49,7 @@ struct Udp {
     arrived: f64,
     /// The share of those sent that is missing among those numbered so far.
     loss: f64,
-    /// How long it took.
+    /// From the first packet sent to the last that arrived.
     seconds: f64,
 }
 
@@ -181,13 +181,14 @@ impl<'a> Bench<'a> {
         let bits = (rate * payload * 8).to_string();
         let arguments = ["-u", "-l", &payload.to_string(), "-b", &bits, "-w", &window().to_string()];
         let said = &self.iperf(&arguments, time, || ())["end"];
-        let (sum, seconds) = (&said["sum"], number(&said["sum"], "seconds"));
-        let sent = number(sum, "packets");
-        assert!(sent > 0.0 && seconds > 0.0, "nothing was sent");
+        // What is in queues goes on arriving when all is sent.
+        let (sent, received) = (&said["sum_sent"], &said["sum_received"]);
+        let (packets, seconds) = (number(sent, "packets"), number(received, "seconds"));
+        assert!(packets > 0.0 && seconds > 0.0, "nothing was sent");
         Udp {
-            sent: sent / seconds,
-            arrived: number(&said["sum_received"], "bytes") / payload as f64 / seconds,
-            loss: number(sum, "lost_packets") / sent,
+            sent: packets / number(sent, "seconds"),
+            arrived: number(received, "bytes") / payload as f64 / seconds,
+            loss: number(received, "lost_packets") / packets,
             seconds,
         }
     }
@@ -205,7 +206,9 @@ impl<'a> Bench<'a> {
         meanwhile();
         client.wait(time + Duration::from_secs(12));
         let said = client.output();
-        let value: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("iperf3: {e}: {said}"));
+        // Warnings come before.
+        let json = said.find('{').map_or("", |start| &said[start..]);
+        let value: Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("iperf3: {e}: {said}"));
         assert!(value["error"].is_null(), "iperf3: {}", value["error"]);
         value
     }

@@ -130,7 +130,7 @@ fn wireguard(net: &Net, programs: &[PathBuf]) -> Overlay {
     let keys = [0, 1].map(|i| {
         let (private, file) = (must(wg, &["genkey"]), net.lab.directory().join(format!("key{i}")));
         write(&file, &private);
-        let public = must(Path::new("sh"), &["-c", &format!("wg pubkey < {}", file.display())]);
+        let public = must(Path::new("sh"), &["-c", &format!("{} pubkey < {}", wg.display(), file.display())]);
         (private.trim().to_owned(), public.trim().to_owned())
     });
     let mut overlay = overlay();

@@ -38,7 +38,9 @@ pub fn relayed(net: &Net, suite: &str) -> Overlay {
     net.r.sysctl("net/ipv4/ip_forward", "0");
     let state = net.lab.directory().join("relay").display().to_string();
     let urls = make_relay(&net.r, &state, net.a.router);
-    let relay = spawn_relay(&net.r, &state, &[]);
+    // On one address: it answers from that to both sides.
+    let listen = ["--listen".to_owned(), format!("udp://{}:443", net.a.router)];
+    let relay = spawn_relay(&net.r, &state, &listen);
     wait_for_relay(&net.r);
     let machines = [&net.a, &net.b].map(|end| {
         let directory = net.lab.directory().join(end.host.name());
