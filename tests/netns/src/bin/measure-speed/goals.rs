@@ -162,5 +162,5 @@ pub fn table(outcomes: &[Outcome]) -> String {
         let holds = if o.holds { "yes" } else { "no" };
         vec![o.what.clone(), format!("{:.2} {}", o.value, o.unit), o.goal.clone(), holds.to_owned()]
     };
-    markdown(&std::iter::once(head).chain(outcomes.iter().map(row)).collect::<Vec<_>>())
+    markdown(&std::iter::once(head).chain(outcomes.iter().map(row)).collect::<Vec<_>>(), 1)
 }

@@ -100,7 +100,9 @@ fn main() {
             for underlay in &options.underlay {
                 println!("Underlay: {}\n\n{}", underlay.name(), summary.tables(*underlay));
             }
-            println!("{}", goals::table(&outcomes));
+            if !outcomes.is_empty() {
+                println!("Goals\n\n{}", goals::table(&outcomes));
+            }
         }
     }
     let failed = measurements.iter().filter(|m| !m.errors.is_empty()).count();

@@ -47,7 +47,7 @@ impl Conditions {
     pub fn line(&self) -> String {
         let Conditions { machine, kernel, date, load, rounds, seconds } = self;
         format!(
-            "{date}; {machine}; Linux {kernel}; {rounds} rounds, {seconds} s a stream; load average before: {load}"
+            "{date}; {machine}; Linux {kernel}; rounds: {rounds}, with {seconds} s a stream; load average before: {load}"
         )
     }
 }
@@ -100,5 +100,5 @@ fn who(summary: &Summary, underlays: &[Underlay]) -> String {
         let version = if c.kind == Kind::Base { "-" } else { &c.version };
         vec![c.name.to_owned(), version.to_owned(), c.about.to_owned()]
     }));
-    markdown(&rows)
+    markdown(&rows, 3)
 }

@@ -150,7 +150,7 @@ impl<'a> Summary<'a> {
     ) -> String {
         let head = once(String::new()).chain(figures.iter().map(|f| f.title.to_owned())).collect();
         let row = |c: &Contender| once(c.name.to_owned()).chain(figures.iter().map(|f| cell(c, f))).collect();
-        markdown(&once(head).chain(self.on(underlay).map(row)).collect::<Vec<_>>())
+        markdown(&once(head).chain(self.on(underlay).map(row)).collect::<Vec<_>>(), 1)
     }
 
     /// The product beside the best peer, a figure a line.
@@ -171,7 +171,7 @@ impl<'a> Summary<'a> {
         let head =
             [String::new(), "best peer".to_owned()].into_iter().chain(ours.iter().map(|c| c.name.to_owned()));
         (!rows.is_empty() && !ours.is_empty())
-            .then(|| markdown(&once(head.collect()).chain(rows).collect::<Vec<_>>()))
+            .then(|| markdown(&once(head.collect()).chain(rows).collect::<Vec<_>>(), 2))
     }
 
     fn relay_costs(&self, underlay: Underlay) -> Option<String> {
@@ -183,7 +183,7 @@ impl<'a> Summary<'a> {
         };
         let rows: Vec<Vec<String>> = ["tcp1", "tcp1r", "tcp4"].iter().filter_map(row).collect();
         let head = ["", "host a", "relay", "host b"].map(str::to_owned).to_vec();
-        (!rows.is_empty()).then(|| markdown(&once(head).chain(rows).collect::<Vec<_>>()))
+        (!rows.is_empty()).then(|| markdown(&once(head).chain(rows).collect::<Vec<_>>(), 1))
     }
 
     /// The main figures of a measurement, for a line while it goes on.
@@ -211,25 +211,22 @@ fn dash() -> String {
     "-".to_owned()
 }
 
-/// A table whose columns are aligned in its source too; the first line is the head.
-pub fn markdown(rows: &[Vec<String>]) -> String {
+/// A table whose columns are aligned in its source too, the first `words` of them to the left and numbers to the right; the
+/// first line is the head.
+pub fn markdown(rows: &[Vec<String>], words: usize) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for (n, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, w))| match i {
-            0 => format!("{cell:<w$}"),
-            _ => format!("{cell:>w$}"),
-        });
-        text += &format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
-        if n == 0 {
-            let rules = widths
-                .iter()
-                .enumerate()
-                .map(|(i, w)| if i == 0 { "-".repeat(*w + 2) } else { "-".repeat(*w + 1) + ":" });
-            text += &format!("|{}|\n", rules.collect::<Vec<_>>().join("|"));
-        }
-    }
-    text
+    let line = |row: &Vec<String>| {
+        let cell = |(i, (cell, w)): (usize, (&String, &usize))| match i < words {
+            true => format!(" {cell:<w$} "),
+            false => format!(" {cell:>w$} "),
+        };
+        format!("|{}|\n", row.iter().zip(&widths).enumerate().map(cell).collect::<Vec<_>>().join("|"))
+    };
+    let rule =
+        |(i, w): (usize, &usize)| format!("{}{}", "-".repeat(w + 1), if i < words { "-" } else { ":" });
+    let rules = widths.iter().enumerate().map(rule).collect::<Vec<_>>().join("|");
+    let mut lines = rows.iter().map(line);
+    lines.next().into_iter().chain(once(format!("|{rules}|\n"))).chain(lines).collect()
 }
