@@ -113,7 +113,7 @@ impl<'a> Summary<'a> {
             text += &format!("Ratios to the best peer by each figure, of medians.\n\n{table}\n");
         }
         if let Some(table) = self.relay_costs(underlay) {
-            text += &format!("CPU seconds per GB of each program in {RELAY}.\n\n{table}\n");
+            text += &format!("Each program of {RELAY}.\n\n{table}\n");
         }
         text
     }
@@ -179,7 +179,8 @@ impl<'a> Summary<'a> {
         let row = |test: &&str| -> Option<Vec<String>> {
             let of = |role: &str| self.median(underlay, RELAY, &format!("{test}_cpu_{role}"));
             let cells: Option<Vec<String>> = roles.iter().map(|r| of(r).map(|v| format!("{v:.2}"))).collect();
-            Some(once(figure(test)?.title.to_owned()).chain(cells?).collect())
+            let title = figure(&format!("{test}_cpu"))?.title;
+            Some(once(title.to_owned()).chain(cells?).collect())
         };
         let rows: Vec<Vec<String>> = ["tcp1", "tcp1r", "tcp4"].iter().filter_map(row).collect();
         let head = ["", "host a", "relay", "host b"].map(str::to_owned).to_vec();
