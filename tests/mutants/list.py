@@ -66,4 +66,13 @@ MUTANTS = [
     ("chunk-unpatched", "each part of a superframe has the first one's sequence number", [
         (P + "superframe.rs", "let seq = self.seq(frame).wrapping_add(at as u32);", "let seq = self.seq(frame);"),
     ]),
+    ("chunk-too-large", "a part of a superframe is larger than the path by its own header", [
+        (P + "sealer.rs", "mtu.checked_sub(CHUNK_OVERHEAD + h.payload)", "mtu.checked_sub(FRAME_OVERHEAD + h.payload)"),
+    ]),
+    ("path-unprobed", "a path is taken for an Ethernet before it has answered", [
+        (P + "node/path_mtu.rs", "            size: BASE,\n            announced", "            size: 1472,\n            announced"),
+    ]),
+    ("black-hole-unseen", "nobody misses the reports of what does not arrive", [
+        (P + "node/path_mtu.rs", "if expected.size <= BASE ||", "if true ||"),
+    ]),
 ]

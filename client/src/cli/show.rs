@@ -85,7 +85,7 @@ fn row(p: &PeerStatus) -> Vec<String> {
         path(p),
         p.rtt.map_or("—".into(), rtt),
         p.loss.map_or("—".into(), |l| format!("{:.0} %", l * 100.0)),
-        p.mtu.to_string(),
+        p.mtu.map_or("—".into(), |m| m.to_string()),
         p.secured_ago.map_or(secured.clone(), |a| format!("{secured}, {} ago", age(a))),
     ]
 }

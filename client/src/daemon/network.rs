@@ -2,7 +2,7 @@
 
 use crate::cli::print::age;
 use crate::config::{self, Config, PeerName};
-use crate::engine::{Engine, Inside, PATH_MTU, Setup};
+use crate::engine::{Engine, Inside, LARGEST_DATAGRAM, Setup};
 use crate::state::{self, Meta, NetworkState, Saved, State};
 use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, date, rfc3339, with_dates};
 use shadowmesh_crypto::Secret;
@@ -128,7 +128,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         suites: config.crypto.preferred(),
         bridge: wanted.bridge.is_some(),
         mtu: wanted.mtu.into(),
-        path_mtu: PATH_MTU,
+        datagram: LARGEST_DATAGRAM,
         rekey: config.crypto.rekey,
         // For measurements: the race that is otherwise rare.
         rekey_both: std::env::var_os("SHADOWMESH_REKEY_BOTH").is_some(),
@@ -379,7 +379,7 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
             via,
             rtt: p.rtt.map(|r| r.as_secs_f64()),
             loss: p.loss,
-            mtu: p.mtu as u32,
+            mtu: p.mtu.map(|m| m as u32),
             secured: suite.map(str::to_owned),
             secured_ago: p.keyed.map(ago),
             rekeys: p.rekeys,

@@ -72,11 +72,12 @@ impl Mailbox {
     }
 
     /// Counts, for whoever asks: those of the half, and of what is around it.
-    pub fn count(&self, drops: [&Drops; 2], traffic: &Traffic) {
+    pub fn count(&self, drops: [&Drops; 2], traffic: impl Iterator<Item = (PeerId, (u64, u64))>) {
         let mut counts = lock(&self.counts);
         counts.0 = drops[0].clone();
         counts.0.add(drops[1]);
-        counts.1.clone_from(traffic);
+        counts.1.clear();
+        counts.1.extend(traffic);
     }
 }
 

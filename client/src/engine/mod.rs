@@ -32,6 +32,7 @@ use shadowmesh_proto::batch::{Drops, RxBatch, TxBatch};
 use shadowmesh_proto::handshake::Source;
 use shadowmesh_proto::{Endpoint, Event, Inbound, Node, NodeConfig, Outbound, Sealer, Time, Up, Work};
 use shadowmesh_wire::DropReason;
+use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
@@ -56,10 +57,8 @@ const TX_MEMORY: usize = 256 << 10;
 const RX_MEMORY: usize = BATCH * JOINED;
 /// What the data half leaves to the node waits here at most; then it is dropped.
 const UPS: usize = 1024;
-/// The data half says so long after something happened what it has counted.
-const COUNTED: Duration = Duration::from_millis(100);
-/// Largest datagram before a path is probed, relay, UDP and IP headers not counted: 1400 and those fit 1500.
-pub const PATH_MTU: usize = 1400;
+/// Largest datagram that can be received in a session, behind a relay header: all that UDP over IPv4 can carry (RFC 768).
+pub const LARGEST_DATAGRAM: u16 = 65_507 - RELAY_HEADER as u16;
 /// Commands that wait at most.
 const COMMANDS: usize = 64;
 /// Jobs that wait for the worker at most; then they are done here.
@@ -513,6 +512,11 @@ impl Loop {
         }
         self.out.flush(&self.udp, &mut self.drops);
         let mut again = false;
+        for (to, len) in std::mem::take(&mut self.out.too_big) {
+            let now = self.now();
+            self.endpoint.handle_up(now, Up::TooBig(to, len));
+            again = true;
+        }
         while let Some(job) = self.endpoint.poll_work() {
             match self.jobs.try_send(job) {
                 Ok(()) => {}
@@ -606,7 +610,7 @@ impl Loop {
 impl Data {
     fn deadline(&self) -> Option<Time> {
         match self {
-            Data::Here(data) => data.1.deadline(),
+            Data::Here(data) => [data.0.deadline(), data.1.deadline()].into_iter().flatten().min(),
             Data::There { .. } => None,
         }
     }
@@ -636,6 +640,7 @@ fn step((sending, receiving): &mut (Sending, Receiving), sockets: bool, device: 
     if sockets {
         receiving.step()?;
     }
+    sending.handle_timeout();
     receiving.handle_timeout();
     if sending.held().is_some() {
         sending.flush();

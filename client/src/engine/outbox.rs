@@ -1,6 +1,6 @@
 //! Datagrams on their way to the sockets: straight from where they were sealed, or waiting, in one piece of memory.
 
-use shadowmesh_host::udp::{SendStop, Udp};
+use shadowmesh_host::udp::{SendError, SendStop, Udp};
 use shadowmesh_proto::batch::Drops;
 use shadowmesh_wire::DropReason;
 use std::net::SocketAddr;
@@ -14,6 +14,9 @@ const MAX_WAITING: usize = 512;
 pub struct Outbox {
     bytes: Vec<u8>,
     list: Vec<(SocketAddr, Range<usize>)>,
+    /// Datagrams that were larger than the interface takes: where to, and how long the shortest was. For
+    /// [`shadowmesh_proto::Up::TooBig`].
+    pub too_big: Vec<(SocketAddr, usize)>,
     /// Why the sockets stopped taking, if they did.
     pub stopped: Option<SendStop>,
 }
@@ -38,7 +41,8 @@ impl Outbox {
             return self.flush(udp, drops);
         }
         let list: Vec<(SocketAddr, &[u8])> = list.collect();
-        *self = rest(udp, &list, drops);
+        let too_big = std::mem::take(&mut self.too_big);
+        *self = rest(udp, &list, drops, too_big);
     }
 
     /// Sends what waits, as far as the sockets take it.
@@ -49,11 +53,12 @@ impl Outbox {
         }
         let list: Vec<(SocketAddr, &[u8])> =
             self.list.iter().map(|(to, range)| (*to, &self.bytes[range.clone()])).collect();
-        let left = rest(udp, &list, drops);
+        let left = rest(udp, &list, drops, std::mem::take(&mut self.too_big));
         if left.stopped.is_none() {
             // The memory stays.
             self.bytes.clear();
             self.list.clear();
+            self.too_big = left.too_big;
         } else {
             *self = left;
         }
@@ -61,9 +66,23 @@ impl Outbox {
 }
 
 /// Sends, and gives what was not taken, which waits, but not without bound.
-fn rest(udp: &Udp, list: &[(SocketAddr, &[u8])], drops: &mut Drops) -> Outbox {
-    let sent = udp.send_batch(list, &mut |_, _| drops.count(DropReason::SocketBusy));
-    let mut rest = Outbox { stopped: sent.stop, ..Outbox::default() };
+fn rest(
+    udp: &Udp,
+    list: &[(SocketAddr, &[u8])],
+    drops: &mut Drops,
+    mut too_big: Vec<(SocketAddr, usize)>,
+) -> Outbox {
+    let sent = udp.send_batch(list, &mut |n, error| {
+        drops.count(DropReason::SocketBusy);
+        if error == SendError::TooBig {
+            let (to, len) = (list[n].0, list[n].1.len());
+            match too_big.iter_mut().find(|(a, _)| *a == to) {
+                Some((_, shortest)) => *shortest = len.min(*shortest),
+                None => too_big.push((to, len)),
+            }
+        }
+    });
+    let mut rest = Outbox { stopped: sent.stop, too_big, ..Outbox::default() };
     for (n, (to, datagram)) in list[sent.done..].iter().enumerate() {
         if n < MAX_WAITING {
             rest.push(*to, datagram);

@@ -1,6 +1,5 @@
 //! From the sockets to the device: the receiving half, on a thread of its own or stepped by the node's.
 
-use super::COUNTED;
 use super::device::Device;
 use super::mailbox::{Mailbox, Ups};
 use super::sending::now;
@@ -13,6 +12,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// What was counted is told so long after something came.
+const COUNTED: Duration = Duration::from_millis(100);
 
 /// The receiving half with all that it needs.
 pub struct Receiving {
@@ -61,16 +64,18 @@ impl Receiving {
     /// Says what was counted.
     pub fn count(&self) {
         let opener = self.inbound.opener();
-        self.mailbox.count([&opener.drops, &self.drops], &opener.received);
+        let traffic = opener.received.iter().map(|(peer, counts)| (*peer, *counts));
+        self.mailbox.count([&opener.drops, &self.drops], traffic);
     }
 
     /// On a thread of its own: until `stop`, or the device is gone.
     pub fn run(&mut self, waker: &Waker, stop: &AtomicBool) -> io::Result<()> {
         let mut poller = Poller::new();
-        let mut uncounted = None;
+        // Also what was dropped is told of, which is no reason for a report to anybody.
+        let mut count_at = None;
         while !stop.load(Ordering::Relaxed) {
-            let due = [uncounted, self.deadline()].into_iter().flatten().min();
-            let timeout = due.map(|at: Time| at.since(now(&self.clock)));
+            let due = [count_at, self.deadline()].into_iter().flatten().min();
+            let timeout = due.map(|at| at.since(now(&self.clock)));
             let mut fds = vec![(waker.as_fd(), Interest::Read)];
             fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
             let ready = poller.wait(&fds, timeout)?;
@@ -79,12 +84,11 @@ impl Receiving {
                 waker.clear();
                 self.mailbox.deliver_to_inbound(&mut self.inbound);
             }
-            if self.step()? && uncounted.is_none() {
-                uncounted = Some(now(&self.clock) + COUNTED);
+            if self.step()? && count_at.is_none() {
+                count_at = Some(now(&self.clock) + COUNTED);
             }
             self.handle_timeout();
-            if uncounted.is_some_and(|at| now(&self.clock) >= at) {
-                uncounted = None;
+            if count_at.take_if(|at| now(&self.clock) >= *at).is_some() {
                 self.count();
             }
         }

@@ -1,15 +1,15 @@
 //! From the device to the sockets: the sending half, on a thread of its own or stepped by the node's.
 
+use super::BUFFERS_FULL;
 use super::device::Device;
 use super::mailbox::{Mailbox, Ups};
 use super::outbox::Outbox;
-use super::{BUFFERS_FULL, COUNTED};
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::tap;
 use shadowmesh_host::udp::{Queue, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_proto::batch::Drops;
-use shadowmesh_proto::{Outbound, Time};
+use shadowmesh_proto::{Outbound, Time, Up};
 use shadowmesh_wire::DropReason;
 use std::io;
 use std::os::fd::AsFd;
@@ -71,21 +71,35 @@ impl Sending {
         self.outbound.seal(now, send, |up| ups.send(up, &mut overflow));
         self.drops.add(&sent);
         self.drops.add(&overflow);
+        for (to, len) in self.out.too_big.drain(..) {
+            self.ups.send(Up::TooBig(to, len), &mut self.drops);
+        }
         Ok(true)
+    }
+
+    /// When to call [`Sending::handle_timeout`].
+    pub fn deadline(&self) -> Option<Time> {
+        self.outbound.deadline()
+    }
+
+    /// Tells what was sent, when that is due: ten times a second while anything is.
+    pub fn handle_timeout(&mut self) {
+        let (ups, drops) = (&self.ups, &mut self.drops);
+        self.outbound.handle_timeout(now(&self.clock), |up| ups.send(up, drops));
     }
 
     /// Says what was counted.
     pub fn count(&self) {
         let sealer = self.outbound.sealer();
-        self.mailbox.count([&sealer.drops, &self.drops], &sealer.sent);
+        let traffic = sealer.sent.iter().map(|(peer, s)| (*peer, (s.frames, s.bytes)));
+        self.mailbox.count([&sealer.drops, &self.drops], traffic);
     }
 
     /// On a thread of its own: until `stop`, or the device is gone.
     pub fn run(&mut self, waker: &Waker, stop: &AtomicBool) -> io::Result<()> {
         let mut poller = Poller::new();
-        let mut uncounted = None;
         while !stop.load(Ordering::Relaxed) {
-            let mut timeout = uncounted.map(|at: Time| at.since(now(&self.clock)));
+            let mut timeout = self.deadline().map(|at| at.since(now(&self.clock)));
             let mut fds = vec![(waker.as_fd(), Interest::Read)];
             match self.held() {
                 None => fds.push((self.device.as_fd(), Interest::Read)),
@@ -103,11 +117,11 @@ impl Sending {
             if self.held().is_some() {
                 self.flush();
             }
-            if self.held().is_none() && self.step()? && uncounted.is_none() {
-                uncounted = Some(now(&self.clock) + COUNTED);
+            if self.held().is_none() {
+                self.step()?;
             }
-            if uncounted.is_some_and(|at| now(&self.clock) >= at) {
-                uncounted = None;
+            if self.deadline().is_some_and(|at| now(&self.clock) >= at) {
+                self.handle_timeout();
                 self.count();
             }
         }

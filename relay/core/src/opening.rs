@@ -10,13 +10,14 @@ use shadowmesh_proto::lane::{RxLane, TxLane};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::data::MAX_INDEX;
 use shadowmesh_wire::handshake::{CredentialKind, Established, LANES, RelayGrant};
+use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Largest datagram that a relay wants: Ethernet's 1500 less IPv6 and UDP headers.
-const MTU: u16 = 1452;
+/// Largest datagram that a relay takes, behind its header: what jumbo frames of 9000 bytes hold.
+const MTU: u16 = 9000 - 28 - RELAY_HEADER as u16;
 /// An anonymous client, or one with a former access secret, may stay that long.
 pub(crate) const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(600);
 

@@ -127,8 +127,8 @@ pub struct PeerStatus {
     pub rtt: Option<f64>,
     /// Share of lost packets, 0 to 1.
     pub loss: Option<f64>,
-    /// Largest datagram to it.
-    pub mtu: u32,
+    /// The path's MTU, as measured so far: the largest IP packet that is sent to it, bytes.
+    pub mtu: Option<u32>,
     /// Key exchange and cipher, while a session stands.
     pub secured: Option<String>,
     /// Seconds since the keys in use were made.

@@ -3,14 +3,13 @@
 
 use crate::batch::{Delivered, Drops, RxBatch, TxBatch, Upcall};
 use crate::snapshot::{Install, PeerId, Snapshot};
-use crate::{LaneStats, Opener, Sealer, Time};
+use crate::{LaneStats, Largest, Opener, Sealer, Time};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Receiver statistics are taken so long after the first packet since the last time: reports at least every 100 ms.
+/// Statistics are taken so long after the first packet, in or out, since the last time: reports at least every 100 ms.
 const STATS: Duration = Duration::from_millis(100);
-/// Datagrams after which the node hears how much the keys have sealed.
-const SEALED: u64 = 1 << 16;
 
 /// What a data half leaves to the node, in the order in which it came: for [`crate::Endpoint::handle_up`].
 pub enum Up {
@@ -22,8 +21,17 @@ pub enum Up {
     Stations(Vec<([u8; 6], PeerId)>),
     /// What lanes have received.
     Received(Vec<LaneStats>),
-    /// The greatest counter of any sending lane.
-    Sealed(u64),
+    /// What went out from `since` on: the peers, the largest datagram for each, and the greatest counter of any lane.
+    Sent {
+        /// When the first of it went.
+        since: Time,
+        /// For [`crate::Node::handle_sent`].
+        largest: Vec<(PeerId, Largest)>,
+        /// How near the nearest key is to its limit.
+        most_sealed: u64,
+    },
+    /// The socket refused a datagram of so many bytes to this address: it is larger than the interface takes.
+    TooBig(SocketAddr, usize),
 }
 
 /// Where keys and snapshots go: into halves on the same thread, or on their way to others.
@@ -43,14 +51,13 @@ pub struct Outbound {
     sealer: Sealer,
     snapshot: Arc<Snapshot>,
     batch: TxBatch,
-    /// Datagrams since the node was told how much is sealed.
-    untold: u64,
+    stats_at: Option<Time>,
 }
 
 impl Outbound {
     /// Seals with this sealer what is put into this batch.
     pub fn new(sealer: Sealer, snapshot: Arc<Snapshot>, batch: TxBatch) -> Self {
-        Outbound { sealer, snapshot, batch, untold: 0 }
+        Outbound { sealer, snapshot, batch, stats_at: None }
     }
 
     /// Takes what is for the sealer; gives the rest back.
@@ -75,12 +82,23 @@ impl Outbound {
         for frame in self.batch.upcalls() {
             up(Up::Frame(frame.to_vec(), self.snapshot.clone()));
         }
-        self.untold += self.batch.datagrams().len() as u64;
-        if self.untold >= SEALED {
-            self.untold = 0;
-            up(Up::Sealed(self.sealer.most_sealed()));
+        if self.batch.datagrams().len() > 0 && self.stats_at.is_none() {
+            self.stats_at = Some(now + STATS);
         }
         self.batch.clear();
+    }
+
+    /// When to call [`Outbound::handle_timeout`].
+    pub fn deadline(&self) -> Option<Time> {
+        self.stats_at
+    }
+
+    /// Tells what was sent, when that is due.
+    pub fn handle_timeout(&mut self, now: Time, mut up: impl FnMut(Up)) {
+        if let Some(at) = self.stats_at.take_if(|at| now >= *at) {
+            let (largest, most_sealed) = (self.sealer.take_largest(), self.sealer.most_sealed());
+            up(Up::Sent { since: at - STATS, largest, most_sealed });
+        }
     }
 
     /// Counts and lanes.
@@ -121,12 +139,8 @@ impl Inbound {
     /// Opens what is in the batch, and empties it; `deliver` gets each frame, over the batch's memory.
     pub fn open(&mut self, now: Time, mut deliver: impl FnMut(Delivered<'_>), mut up: impl FnMut(Up)) {
         self.opener.open_datagrams(now, &self.snapshot, &mut self.batch);
-        let mut any = false;
-        for frame in self.batch.frames() {
-            any = true;
-            deliver(frame);
-        }
-        if any && self.stats_at.is_none() {
+        self.batch.frames().for_each(&mut deliver);
+        if self.opener.owes_report() && self.stats_at.is_none() {
             self.stats_at = Some(now + STATS);
         }
         if !self.batch.stations().is_empty() {
@@ -143,8 +157,7 @@ impl Inbound {
 
     /// Tells what was received, when that is due.
     pub fn handle_timeout(&mut self, now: Time, mut up: impl FnMut(Up)) {
-        if self.stats_at.is_some_and(|at| now >= at) {
-            self.stats_at = None;
+        if self.stats_at.take_if(|at| now >= *at).is_some() {
             self.opener.expire(now);
             up(Up::Received(self.opener.take_stats()));
         }

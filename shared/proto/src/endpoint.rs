@@ -40,7 +40,11 @@ impl<D: DataHalf> Endpoint<D> {
             Up::Upcall(upcall) => self.node.handle_upcall(now, upcall),
             Up::Stations(heard) => self.node.handle_stations(now, &heard),
             Up::Received(lanes) => self.node.handle_stats(now, &lanes, self.most_sealed),
-            Up::Sealed(most) => self.most_sealed = most,
+            Up::Sent { since, largest, most_sealed } => {
+                self.most_sealed = most_sealed;
+                self.node.handle_sent(since, &largest);
+            }
+            Up::TooBig(to, len) => self.node.handle_too_big(now, to, len),
         }
         self.settle(now);
     }
@@ -50,6 +54,12 @@ impl<D: DataHalf> Endpoint<D> {
         if self.node.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.node.handle_timeout(now);
         }
+        self.settle(now);
+    }
+
+    /// The socket refused a datagram of `len` bytes to this address: it is larger than the interface takes.
+    pub fn handle_too_big(&mut self, now: Time, to: SocketAddr, len: usize) {
+        self.node.handle_too_big(now, to, len);
         self.settle(now);
     }
 
@@ -171,8 +181,9 @@ impl DataHalf for OneThread {
     }
 
     fn traffic(&self, peer: PeerId) -> ((u64, u64), (u64, u64)) {
-        let of = |m: &std::collections::HashMap<_, _>| m.get(&peer).copied().unwrap_or_default();
-        (of(&self.tx.sealer().sent), of(&self.rx.opener().received))
+        let sent = self.tx.sealer().sent.get(&peer).copied().unwrap_or_default();
+        let received = self.rx.opener().received.get(&peer).copied();
+        ((sent.frames, sent.bytes), received.unwrap_or_default())
     }
 }
 
@@ -193,7 +204,8 @@ impl Endpoint<OneThread> {
 
     /// Does what is due, in all of it.
     pub fn handle_all_timeouts(&mut self, now: Time) {
-        let OneThread { rx, ups, .. } = self.advance(now);
+        let OneThread { tx, rx, ups, .. } = self.advance(now);
+        tx.handle_timeout(now, |up| ups.push(up));
         rx.handle_timeout(now, |up| ups.push(up));
         self.ups(now);
         self.handle_timeout(now);
@@ -202,7 +214,8 @@ impl Endpoint<OneThread> {
     /// When to call [`Endpoint::handle_all_timeouts`].
     pub fn first_deadline(&self) -> Option<Time> {
         let coming = self.data.coming.front().map(|(at, _)| *at);
-        earlier(earlier(self.deadline(), self.data.rx.deadline()), coming)
+        let data = earlier(self.data.tx.deadline(), self.data.rx.deadline());
+        earlier(earlier(self.deadline(), data), coming)
     }
 
     fn advance(&mut self, now: Time) -> &mut OneThread {

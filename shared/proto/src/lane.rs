@@ -80,7 +80,7 @@ pub struct RxStats {
     pub highest: u64,
     /// Packets opened.
     pub received: u64,
-    /// Largest datagram opened, bytes.
+    /// Largest datagram opened since this was last told, bytes.
     pub largest: u16,
     /// When the last one was opened.
     pub last: Time,

@@ -32,7 +32,7 @@ pub use node::{AdminError, Event, Node, NodeConfig, OwnKeys, PeerStatus, RelaySt
 pub use opener::{LaneStats, Opener};
 pub use relay_link::{LinkEvent, RelayLink};
 pub use rng::Rng;
-pub use sealer::Sealer;
+pub use sealer::{Largest, Sealer, Sent};
 pub use snapshot::{
     Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot, THREADS,
 };

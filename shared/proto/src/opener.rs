@@ -73,6 +73,9 @@ pub struct Opener {
     partial: HashMap<(PeerId, u32), Partial>,
     /// Hosts behind peers, where they were last told to be, and when.
     heard: HashMap<[u8; 6], (PeerId, Time)>,
+    /// Frames came, or parts of some, since the statistics were taken: whoever sends them is owed a report, also of those
+    /// that were refused.
+    owes_report: bool,
     /// What was dropped here.
     pub drops: Drops,
     /// Frames delivered, and their bytes, by peer.
@@ -163,6 +166,7 @@ impl Opener {
         let (kind, body) = lane.rx.open_in_place(now, datagram)?;
         let body = range.start + body.start..range.start + body.end;
         let (peer, session) = (lane.peer, lane.session);
+        self.owes_report |= matches!(kind, Kind::Frame | Kind::Chunk | Kind::Fragment);
         match kind {
             Kind::Frame => self.deliver(now, snapshot, batch, peer, FrameArea::Slot(body), None),
             Kind::Chunk => {
@@ -174,7 +178,7 @@ impl Opener {
                 let Some(area) = self.reassemble(now, batch, peer, body)? else { return Ok(()) };
                 self.deliver(now, snapshot, batch, peer, area, None)
             }
-            Kind::Control | Kind::Report | Kind::Ping | Kind::Pong => {
+            Kind::Control | Kind::Report | Kind::Ping | Kind::Pong | Kind::Probe | Kind::ProbeAck => {
                 upcall(batch, RawUpcall::Plain { session, peer, source, kind, body })
             }
         }
@@ -299,12 +303,19 @@ impl Opener {
         }
     }
 
+    /// Have frames come that no report has told of?
+    pub fn owes_report(&self) -> bool {
+        self.owes_report
+    }
+
     /// Lanes that received something since the last call: what reports tell.
     pub fn take_stats(&mut self) -> Vec<LaneStats> {
+        self.owes_report = false;
         let mut out = Vec::new();
         for lane in self.lanes.values_mut().filter(|l| l.rx.stats.received != l.reported) {
             lane.reported = lane.rx.stats.received;
             out.push(LaneStats { session: lane.session, lane: lane.number, stats: lane.rx.stats });
+            lane.rx.stats.largest = 0;
         }
         // In an order of its own, not the table's: the same world plays the same way each time.
         out.sort_unstable_by_key(|s| (s.session, s.lane));

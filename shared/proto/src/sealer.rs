@@ -25,6 +25,28 @@ const CHUNK_OVERHEAD: usize = FRAME_OVERHEAD + CHUNK_HEADER;
 /// Payload bytes that a path must hold for a superframe to go by parts.
 const LEAST_PART: usize = 256;
 
+/// What went to one peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sent {
+    /// Frames.
+    pub frames: u64,
+    /// And their bytes.
+    pub bytes: u64,
+    /// Largest datagram since this was last asked for.
+    largest: Option<Largest>,
+}
+
+/// A datagram that a report is to tell of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Largest {
+    /// Bytes, without a relay header.
+    pub size: usize,
+    /// By which lane it went.
+    pub lane: LaneId,
+    /// And its counter there.
+    pub counter: u64,
+}
+
 /// Seals for one thread. Nothing in it is shared.
 pub struct Sealer {
     thread: usize,
@@ -35,8 +57,8 @@ pub struct Sealer {
     flood_at: Time,
     /// Frames dropped here.
     pub drops: Drops,
-    /// Frames sealed, and their bytes, by peer.
-    pub sent: HashMap<PeerId, (u64, u64)>,
+    /// What was sealed, by peer.
+    pub sent: HashMap<PeerId, Sent>,
 }
 
 impl Sealer {
@@ -75,6 +97,15 @@ impl Sealer {
     /// The largest counter of all lanes: how near the nearest key is to its limit.
     pub fn most_sealed(&self) -> u64 {
         self.lanes.values().map(TxLane::sealed).max().unwrap_or(0)
+    }
+
+    /// To whom frames went since the last call, and the largest datagram for each: what receiver reports are held against.
+    /// [P-BLACKHOLE]
+    pub fn take_largest(&mut self) -> Vec<(PeerId, Largest)> {
+        let taken = self.sent.iter_mut().filter_map(|(p, s)| Some((*p, s.largest.take()?)));
+        let mut out: Vec<_> = taken.collect();
+        out.sort_unstable_by_key(|(p, _)| *p);
+        out
     }
 
     /// Seals every frame of the batch by the snapshot. What needs thought is left in the batch's upcalls; what cannot
@@ -177,6 +208,7 @@ impl Sealer {
         let header = ChunkHeader { id: self.frame_id, size: size as u16 }.emit();
         let (frame, extra, out) = batch.frame_and_extra(i);
         let (len, payload) = (frame.len(), frame.len() - h.payload);
+        let first = lane.sealed();
         for at in (0..payload).step_by(step) {
             let start = extra.len();
             if let Some((leg, handle)) = &mut leg {
@@ -191,7 +223,7 @@ impl Sealer {
             lane.seal_in_place(&mut extra[inner..])?;
             out.push((to, Area::Extra(start..extra.len())));
         }
-        self.count(forward.peer, len);
+        self.count(forward, len, CHUNK_OVERHEAD + h.payload + step.min(payload), first);
         Ok(())
     }
 
@@ -257,6 +289,7 @@ impl Sealer {
         let lane = lane_of(&mut self.lanes, forward, self.thread)?;
         let (buf, range) = batch.around(i, room);
         let (outer, inner) = buf.split_at_mut(room - before);
+        let counter = lane.sealed();
         inner[DATA_HEADER] = kind as u8;
         inner[DATA_HEADER + 1..before].copy_from_slice(header);
         lane.seal_in_place(inner)?;
@@ -265,7 +298,7 @@ impl Sealer {
             outer.copy_from_slice(&leg.header(handle));
         }
         batch.out.push((to, Area::Slot(range)));
-        self.count(forward.peer, len);
+        self.count(forward, len, before + len + DATA_TAG, counter);
         Ok(())
     }
 
@@ -289,6 +322,7 @@ impl Sealer {
             (count, self.frame_id)
         };
         let piece = frame.len().div_ceil(count);
+        let first = lane_of(&mut self.lanes, forward, self.thread)?.sealed();
         for (index, bytes) in frame.chunks(piece).enumerate() {
             let start = batch.extra.len();
             if let Some((relay, handle)) = relay {
@@ -310,14 +344,21 @@ impl Sealer {
             lane.seal_in_place(&mut batch.extra[inner..])?;
             batch.out.push((to, Area::Extra(start..batch.extra.len())));
         }
-        self.count(forward.peer, frame.len());
+        let overhead = FRAME_OVERHEAD + if count > 1 { FRAGMENT_HEADER } else { 0 };
+        self.count(forward, frame.len(), overhead + piece, first);
         Ok(())
     }
 
-    fn count(&mut self, peer: PeerId, bytes: usize) {
-        let sent = self.sent.entry(peer).or_default();
-        sent.0 += 1;
-        sent.1 += bytes as u64;
+    /// A frame of so many bytes went out; `size` is that of its first datagram, its largest, which had this counter.
+    fn count(&mut self, forward: &Forward, bytes: usize, size: usize, counter: u64) {
+        let sent = self.sent.entry(forward.peer).or_default();
+        sent.frames += 1;
+        sent.bytes += bytes as u64;
+        if let Some(lane) = forward.lanes.and_then(|l| l.get(self.thread).copied())
+            && sent.largest.is_none_or(|l| size >= l.size || lane != l.lane)
+        {
+            sent.largest = Some(Largest { size, lane, counter });
+        }
     }
 
     fn first_hop(&self, forward: &Forward) -> Result<(SocketAddr, Option<(u32, u64)>), DropReason> {

@@ -70,13 +70,19 @@ pub enum Kind {
     Ping = 6,
     /// Its answer, the same body.
     Pong = 7,
+    /// Asks whether a datagram of this size arrives ([`Probe`]).
+    Probe = 8,
+    /// It has: the probe's number alone, so that an answer is never larger than what it answers.
+    ProbeAck = 9,
 }
 
 impl Kind {
     /// The kind with this byte.
     pub fn from_byte(b: u8) -> Option<Self> {
         use Kind::*;
-        [Frame, Chunk, Fragment, Control, Report, Ping, Pong].into_iter().find(|k| *k as u8 == b)
+        [Frame, Chunk, Fragment, Control, Report, Ping, Pong, Probe, ProbeAck]
+            .into_iter()
+            .find(|k| *k as u8 == b)
     }
 }
 
@@ -162,6 +168,36 @@ impl Ping {
     }
 }
 
+/// A path MTU probe (RFC 8899 section 4.1): `number 4`, then zeros up to the size that is asked about. Its answer is the
+/// same without the zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Names the question.
+    pub number: u32,
+}
+
+impl Probe {
+    /// Bytes before the zeros.
+    pub const LEN: usize = 4;
+
+    /// As a body of `len` bytes, or [`Probe::LEN`] if that is more.
+    pub fn emit(&self, len: usize) -> Vec<u8> {
+        let mut body = self.number.to_be_bytes().to_vec();
+        body.resize(len.max(Self::LEN), 0);
+        body
+    }
+
+    /// From bytes.
+    pub fn parse(body: &[u8]) -> Result<Self, WireError> {
+        let mut r = Reader::new(body);
+        let number = r.u32()?;
+        if r.rest().iter().any(|b| *b != 0) {
+            return Err(WireError::Malformed);
+        }
+        Ok(Probe { number })
+    }
+}
+
 /// What one lane has received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneReport {
@@ -171,7 +207,7 @@ pub struct LaneReport {
     pub highest: u64,
     /// Packets opened.
     pub received: u64,
-    /// Largest datagram opened, bytes, without a relay header.
+    /// Largest datagram opened since the report before, bytes, without a relay header.
     pub largest: u16,
 }
 

@@ -481,7 +481,7 @@ pub struct Established {
     pub lanes: [u32; LANES],
     /// Where R saw I: 16 bytes of IPv6 (or mapped IPv4) and a port; zeros by relay.
     pub observed: ([u8; 16], u16),
-    /// Largest datagram that R wants, bytes.
+    /// Largest datagram that R takes in the session, bytes, without a relay header: what bounds I's search for the path's.
     pub mtu: u16,
     /// R's wall clock, Unix seconds: lets I see its skew.
     pub wall: u64,

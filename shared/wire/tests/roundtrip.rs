@@ -168,6 +168,18 @@ proptest! {
     }
 
     #[test]
+    fn probes(number in any::<u32>(), len in 0usize..9000, at in any::<prop::sample::Index>()) {
+        let p = Probe { number };
+        let mut v = p.emit(len);
+        prop_assert_eq!(v.len(), len.max(Probe::LEN));
+        prop_assert_eq!(Probe::parse(&v), Ok(p));
+        let at = at.index(v.len());
+        v[at] ^= 1;
+        prop_assert_ne!(Probe::parse(&v), Ok(p));
+        prop_assert!(at < Probe::LEN || Probe::parse(&v).is_err());
+    }
+
+    #[test]
     fn controls(c in control()) {
         let mut v = Vec::new();
         c.emit(&mut v);

@@ -73,6 +73,9 @@ pub fn packets(b: &[u8]) {
     let _ = wire::data::FragmentHeader::parse(b);
     let _ = wire::data::Report::parse(b);
     let _ = wire::data::Ping::parse(b);
+    if let Ok(p) = wire::data::Probe::parse(b) {
+        assert_eq!(p.emit(b.len()), b);
+    }
     if let Ok((h, rest)) = wire::data::ChunkHeader::parse(b) {
         assert_eq!([&h.emit()[..], rest].concat(), b);
     }

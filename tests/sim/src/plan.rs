@@ -2,7 +2,7 @@
 //! says of loss, repeats, reordering, partitions, restarts, late snapshots and revocation.
 
 use crate::cast::{CAST, MAY_BRIDGE, relay_address};
-use crate::world::{Setup, Weather, World, address};
+use crate::world::{ETHERNET, Setup, Weather, World, address};
 use shadowmesh_proto::{Rng, Time};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,6 +31,8 @@ enum Happening {
     RelayAway(Duration),
     /// The weather changes.
     Weather(Weather),
+    /// A link takes smaller packets from now on, and nobody is told.
+    Shrink(usize, usize, usize),
 }
 
 /// A drawn world.
@@ -44,6 +46,8 @@ pub struct Plan {
     frames: usize,
     pace: Duration,
     happenings: Vec<(usize, Happening)>,
+    /// What links take, where it is not what an Ethernet does.
+    mtus: Vec<(usize, usize, usize)>,
 }
 
 /// What came of it.
@@ -90,7 +94,7 @@ impl Plan {
             rekey: ms(if dice.below(3) == 0 { 6000 + dice.below(2000) } else { 1500 + dice.below(3000) }),
             rekey_both: dice.below(2) == 0,
             lag: ms(if dice.below(2) == 0 { 0 } else { dice.below(60) }),
-            path_mtu: if dice.below(4) == 0 { 700 } else { 1400 },
+            refuses: dice.below(3) == 0,
             relayed: dice.below(4) != 0,
             // The fourth may.
             bridge: nodes > 3 && dice.below(2) == 0,
@@ -117,7 +121,8 @@ impl Plan {
                 let at = dice.below(frames as u64) as usize;
                 let (a, b) = pair(&mut dice, nodes);
                 let d = ms(200 + dice.below(4000));
-                let what = match dice.below(7) {
+                let what = match dice.below(9) {
+                    7 | 8 => Happening::Shrink(a, b, link_mtu(&mut dice)),
                     5 | 6 if setup.relayed => Happening::RelayAway(d / 2),
                     0 => Happening::Part(a, b, d),
                     1 => Happening::Deafen(a, b, d),
@@ -134,7 +139,9 @@ impl Plan {
         }
         happenings.sort_by_key(|(at, _)| *at);
         let weather = if kind == Kind::Calm { calm } else { rough(&mut dice) };
-        Plan { seed, kind, setup, weather, frames, pace: ms(4 + dice.below(10)), happenings }
+        let mtus = (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).filter(|(a, b)| a != b);
+        let mtus = mtus.map(|(a, b)| (a, b, link_mtu(&mut dice))).collect();
+        Plan { mtus, seed, kind, setup, weather, frames, pace: ms(4 + dice.below(10)), happenings }
     }
 
     /// The link between two nodes, or the first one's with the relay (the second's, when it is deaf).
@@ -146,6 +153,12 @@ impl Plan {
         }
     }
 
+    /// The same, as both ends see it.
+    fn link(&self, a: usize, b: usize) -> (SocketAddr, SocketAddr) {
+        let (x, y) = self.ends(a, b);
+        (x.min(y), x.max(y))
+    }
+
     /// Plays it.
     ///
     /// # Errors
@@ -155,6 +168,7 @@ impl Plan {
         w.trace = std::env::var_os("SIM_TRACE").is_some();
         let mut dice = Rng::from_seed([self.seed as u8; 32]);
         let nodes = self.setup.nodes;
+        w.mtu.extend(self.mtus.iter().map(|(a, b, mtu)| (self.link(*a, *b), *mtu)));
         let mut revoked = None;
         let mut mend: Vec<(Time, SocketAddr, SocketAddr)> = vec![];
         let mut relay_back = None;
@@ -198,6 +212,11 @@ impl Plan {
                         revoked = Some(n);
                     }
                     Happening::Weather(weather) => w.weather = weather,
+                    Happening::Shrink(a, b, mtu) => {
+                        let link = self.link(a, b);
+                        let before = w.mtu.get(&link).copied().unwrap_or(ETHERNET);
+                        w.mtu.insert(link, mtu.min(before));
+                    }
                 }
             }
             let now = w.now;
@@ -245,6 +264,17 @@ impl Plan {
         })
     }
 
+    /// A stream begins that fills its datagrams: does it get through within a second, whatever the links have become?
+    fn large_arrive(&self, w: &mut World, a: usize, b: usize) -> bool {
+        let mut last = [0; 2];
+        for _ in 0..8 {
+            // One whose two fragments would fit any link proves nothing.
+            last = [w.send(a, b, 1300), w.send_super(a, b, 5_000)];
+            w.run(Duration::from_millis(125));
+        }
+        last.iter().all(|n| w.judge.arrived(*n))
+    }
+
     /// Are there hosts behind this node?
     fn bridges(&self, n: usize) -> bool {
         self.setup.bridge && !MAY_BRIDGE[n].is_empty()
@@ -289,6 +319,9 @@ impl Plan {
                 if stands && !sent.iter().all(|n| w.judge.arrived(*n)) {
                     return Err(format!("I4: {a} does not reach {b}; {} {:?}", w.drops(), w.events));
                 }
+                if stands && !self.large_arrive(w, a, b) {
+                    return Err(format!("I7: {a} sends nothing large to {b}; {}", w.drops()));
+                }
                 if !stands && sent.iter().any(|n| w.judge.arrived(*n)) {
                     return Err(format!("I3: {a} reaches {b} although {revoked:?} is revoked"));
                 }
@@ -301,6 +334,18 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+/// What a link takes: IP packets, bytes.
+fn link_mtu(dice: &mut Rng) -> usize {
+    match dice.below(7) {
+        0 => 1280,
+        1 => 1280 + dice.below(300) as usize,
+        2 => 1400,
+        3 => 1492,
+        4 => 9000,
+        _ => ETHERNET,
     }
 }
 

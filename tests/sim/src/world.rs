@@ -20,6 +20,11 @@ const ARRIVES_TOGETHER: u64 = 250_000;
 /// What a device gives at most: superframes of half the size that they could have.
 const LARGEST_FRAME: usize = 32_000;
 
+/// IPv4 and UDP headers (RFC 791, RFC 768).
+const HEADERS: usize = 20 + 8;
+/// What a link takes that nothing else is said of: IP packets, bytes.
+pub const ETHERNET: usize = 1500;
+
 /// How every link behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct Weather {
@@ -72,8 +77,8 @@ pub struct Setup {
     pub rekey_both: bool,
     /// Snapshots are that late.
     pub lag: Duration,
-    /// Largest datagram, bytes.
-    pub path_mtu: usize,
+    /// A machine is told at once that a datagram of its own is larger than its link; else nobody is told of any.
+    pub refuses: bool,
     /// Everything goes by a relay; else every node knows the others' addresses.
     pub relayed: bool,
     /// Whose certificate allows it bridges.
@@ -84,7 +89,7 @@ impl Setup {
     /// The product's own defaults, and snapshots that are never late.
     pub fn plain(nodes: usize, relayed: bool) -> Self {
         let rekey = Duration::from_secs(120);
-        Setup { nodes, rekey, rekey_both: false, lag: Duration::ZERO, path_mtu: 1400, relayed, bridge: false }
+        Setup { nodes, rekey, rekey_both: false, lag: Duration::ZERO, refuses: false, relayed, bridge: false }
     }
 }
 
@@ -130,6 +135,8 @@ pub struct World {
     pub cut: HashSet<(SocketAddr, SocketAddr)>,
     /// Registered access secrets are not told to the node that asked: it was killed in between.
     pub rotations_unsaid: bool,
+    /// Largest IP packet of a link, both ways, where it is not [`ETHERNET`].
+    pub mtu: HashMap<(SocketAddr, SocketAddr), usize>,
     /// Who hears nothing from now on.
     pub deaf: HashSet<SocketAddr>,
     /// Of the numbered frames.
@@ -140,6 +147,8 @@ pub struct World {
     flights: BinaryHeap<Reverse<(Time, u64)>>,
     in_flight: HashMap<u64, Flight>,
     next_flight: u64,
+    /// Refused, and not told yet: from where, where to, length.
+    too_big: Vec<(SocketAddr, SocketAddr, usize)>,
     /// Receiver (address and handle), index, counter.
     seen: HashSet<(SocketAddr, u64, u32, u64)>,
     /// What happened, by node.
@@ -188,6 +197,7 @@ impl World {
             joiners: vec![],
             weather,
             cut: HashSet::new(),
+            mtu: HashMap::new(),
             deaf: HashSet::new(),
             rotations_unsaid: false,
             judge: Judge::default(),
@@ -195,6 +205,7 @@ impl World {
             flights: BinaryHeap::new(),
             in_flight: HashMap::new(),
             next_flight: 0,
+            too_big: vec![],
             seen: HashSet::new(),
             events: vec![],
             filter: None,
@@ -270,7 +281,7 @@ impl World {
             suites: vec![Suite::ChaCha20Poly1305],
             bridge: self.setup.bridge,
             mtu: 1500,
-            path_mtu: self.setup.path_mtu,
+            datagram: 65_475,
             rekey: self.setup.rekey,
             rekey_both: self.setup.rekey_both,
             endpoints,
@@ -399,7 +410,14 @@ impl World {
         self.eavesdrop(from, to, &bytes);
         *self.counts.entry((from, bytes[0])).or_default() += 1;
         let filtered = self.filter.is_some_and(|f| f(from, &bytes));
-        let lost = filtered || self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
+        let mtu =
+            self.mtu.get(&(from, to)).or_else(|| self.mtu.get(&(to, from))).copied().unwrap_or(ETHERNET);
+        let too_big = bytes.len() + HEADERS > mtu;
+        if too_big && self.setup.refuses {
+            self.too_big.push((from, to, bytes.len()));
+        }
+        let lost =
+            too_big || filtered || self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
         if self.trace {
             println!(
                 "{:8.3} {from} -> {to} {} {} B{}",
@@ -523,8 +541,10 @@ impl World {
                 }
             }
             let now = self.now;
+            self.refuse(n);
             while let Some((to, bytes)) = self.nodes[n].endpoint.poll_transmit() {
                 self.launch(address(n), to, bytes);
+                self.refuse(n);
             }
             while let Some(frame) = self.nodes[n].endpoint.poll_frame() {
                 self.delivered(n, &frame);
@@ -532,6 +552,16 @@ impl World {
             match self.nodes[n].endpoint.poll_work() {
                 Some(work) => self.nodes[n].endpoint.handle_work(now, work.run()),
                 None => break,
+            }
+        }
+    }
+
+    /// Tells a node which of its datagrams were too large for their links.
+    fn refuse(&mut self, n: usize) {
+        let now = self.now;
+        for (from, to, len) in std::mem::take(&mut self.too_big) {
+            if from == address(n) {
+                self.nodes[n].endpoint.handle_too_big(now, to, len);
             }
         }
     }

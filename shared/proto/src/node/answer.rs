@@ -170,7 +170,7 @@ impl Node {
             generation: self.peers[p as usize].generation,
             lanes: rx,
             observed: opened.source.observed(),
-            mtu: self.config.path_mtu as u16,
+            mtu: self.config.datagram,
             wall: self.clock(now),
             relay: RelayGrant::default(),
         };

@@ -66,7 +66,7 @@ impl Node {
             generation: 0,
             lanes: rx,
             observed: source.observed(),
-            mtu: self.config.path_mtu as u16,
+            mtu: self.config.datagram,
             wall: self.clock(now),
             relay: RelayGrant::default(),
         };

@@ -36,8 +36,8 @@ pub struct NodeConfig {
     pub bridge: bool,
     /// MTU of the device, bytes.
     pub mtu: usize,
-    /// Largest datagram to a peer before its path is probed, without a relay header, bytes.
-    pub path_mtu: usize,
+    /// Largest datagram that the driver can receive in a session, without a relay header, bytes: peers are told.
+    pub datagram: u16,
     /// Between rekeys.
     pub rekey: Duration,
     /// Both ends start a rekey at the interval: the simulator and a test force simultaneous ones by it.
@@ -147,8 +147,8 @@ pub struct PeerStatus {
     pub rekeys: (u64, u64),
     /// When it was last heard.
     pub last_rx: Option<Time>,
-    /// Largest datagram to it, bytes.
-    pub mtu: usize,
+    /// The path's MTU as far as it is known: the largest IP packet that is sent to it, bytes.
+    pub mtu: Option<usize>,
     /// Seconds that its clock is ahead of ours.
     pub skew: Option<i64>,
 }

@@ -8,7 +8,7 @@ use crate::handshake::Role;
 use crate::snapshot::{PeerId, Route, SessionId};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
-use shadowmesh_wire::data::{Kind, Ping, Report};
+use shadowmesh_wire::data::{Kind, Ping, Probe, Report};
 use shadowmesh_wire::handshake::{LANES, Sid};
 use std::time::Duration;
 
@@ -65,11 +65,21 @@ impl Node {
                     }
                 }
                 peer.last_active = now;
-                for l in &report.lanes {
+                peer.path.reported(now, &report.lanes);
+                // The control half's lane carries probes, which are lost for a purpose.
+                for l in report.lanes.iter().filter(|l| l.lane > 0) {
                     if l.highest > 0 && l.received <= l.highest + 1 {
                         peer.loss = Some(1.0 - l.received as f64 / (l.highest + 1) as f64);
                     }
                 }
+            }
+            Kind::Probe => {
+                let probe = Probe::parse(&plain.body)?;
+                self.send_kind(p, id, Kind::ProbeAck, &probe.emit(0));
+            }
+            Kind::ProbeAck => {
+                let probe = Probe::parse(&plain.body)?;
+                self.dirty |= self.peers[p as usize].path.acked(now, probe.number);
             }
             Kind::Control => self.handle_control(now, p, id, Control::parse(&plain.body)?)?,
             Kind::Frame | Kind::Chunk | Kind::Fragment => return Err(DropReason::Malformed),

@@ -15,6 +15,7 @@ mod farewell;
 mod heard;
 mod indexes;
 mod own;
+mod path_mtu;
 mod peer;
 mod publish;
 mod rekey;
@@ -31,7 +32,7 @@ use crate::batch::{Drops, Plain, Upcall};
 use crate::handshake::{Bounds, Credential, Responder, Source};
 use crate::snapshot::{Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
 use crate::work::{Work, WorkDone};
-use crate::{LaneStats, Rng, Sealer, Time};
+use crate::{LaneStats, Largest, Rng, Sealer, Time};
 use indexes::Indexes;
 use peer::Peer;
 use shadowmesh_crypto::Hash;
@@ -279,7 +280,7 @@ impl Node {
                 keyed: current.map(|s| s.established),
                 rekeys: p.rekeys,
                 last_rx: p.last_rx,
-                mtu: self.config.path_mtu,
+                mtu: current.map(|_| p.path.packet()),
                 skew: p.skew,
             }
         };
@@ -317,6 +318,24 @@ impl Node {
         if most_sealed > sessions::REKEY_PACKETS {
             self.rekey_all(now);
         }
+        self.publish();
+    }
+
+    /// What a sealer has sent from `since` on: the peers, and the largest datagram for each.
+    pub fn handle_sent(&mut self, since: Time, largest: &[(PeerId, Largest)]) {
+        for (p, largest) in largest {
+            let Some(peer) = self.peers.get_mut(*p as usize) else { continue };
+            // What went by a session that is on its way out says nothing of the next.
+            let lanes = peer.current().and_then(|s| s.tx);
+            if let Some(lane) = lanes.and_then(|l| l.iter().position(|l| *l == largest.lane)) {
+                peer.path.sent(since, largest.size, (lane, largest.counter), peer.rtt);
+            }
+        }
+    }
+
+    /// The system would not send a datagram of `len` bytes to this address: it is larger than the interface takes.
+    pub fn handle_too_big(&mut self, now: Time, to: SocketAddr, len: usize) {
+        self.refused(now, to, len);
         self.publish();
     }
 

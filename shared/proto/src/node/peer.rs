@@ -1,5 +1,6 @@
 //! A peer as the control half knows it: its sessions, its opening, what waits for it.
 
+use super::path_mtu::PathMtu;
 use super::session::Session;
 use crate::Time;
 use crate::handshake::Initiator;
@@ -49,6 +50,8 @@ pub(super) struct Peer {
     pub endpoint: Option<std::net::SocketAddr>,
     /// The way by which the session in use was made.
     pub route: Option<Route>,
+    /// How large the datagrams are that this way takes.
+    pub path: PathMtu,
     /// The way that the opening goes.
     pub opening_route: Option<Route>,
     pub queue: VecDeque<(Time, Vec<u8>)>,
@@ -92,6 +95,7 @@ impl Peer {
             wanted_until: Time(0),
             endpoint: None,
             route: None,
+            path: PathMtu::default(),
             opening_route: None,
             queue: VecDeque::new(),
             puller: Puller::default(),
@@ -146,6 +150,7 @@ impl Peer {
             due = earlier(due, Some(self.next_ping));
             due = earlier(due, self.next_sync);
             due = earlier(due, self.puller.deadline());
+            due = earlier(due, self.path.deadline());
             due = earlier(due, (!self.untold.is_empty()).then_some(self.tell_at));
         } else if self.opening.is_none() && wants_session {
             due = earlier(due, Some(self.next_try));

@@ -40,7 +40,7 @@ impl Node {
                 peer: p.id,
                 lanes: route.and(lanes),
                 route: route.unwrap_or(Route::Relay { relay: u32::MAX, handle: 0 }),
-                mtu: self.config.path_mtu,
+                mtu: p.path.size_on(route),
                 guard: guard(&member),
             };
             peers.insert(p.id, forward);

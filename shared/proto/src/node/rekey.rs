@@ -127,7 +127,7 @@ impl Node {
             generation: rank.generation,
             lanes: rx,
             observed: ([0; 16], 0),
-            mtu: self.config.path_mtu as u16,
+            mtu: self.config.datagram,
             wall,
             relay: RelayGrant::default(),
         };
@@ -169,6 +169,7 @@ impl Node {
         let (keys, e) = r.rekey.finish(&parent, &body)?;
         let (rx, rank) = (r.rx, s.rank.of_rekey());
         s.rekey_out = None;
+        peer.path.announced(e.mtu);
         let new = self.add_session(now, p, Role::Initiator, rank, keys, rx, e.sid_r);
         self.confirm_out(now, p, new, &e);
         self.choose(now, p, new);

@@ -66,6 +66,11 @@ impl Link {
         self.link.wrap(handle, packet)
     }
 
+    /// Where the relay is.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.link.address()
+    }
+
     /// This node's place at the relay.
     pub fn location(&self) -> Option<Location> {
         let grant = self.link.grant()?;

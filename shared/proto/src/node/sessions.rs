@@ -132,6 +132,7 @@ impl Node {
         }
         peer.backoff = FIRST_BACKOFF;
         peer.pull_leaf = false;
+        peer.path.announced(f.established.mtu);
         peer.skew = Some(f.established.wall as i64 - self.wall_base - (now.0 / 1_000_000_000) as i64);
         let peer = &mut self.peers[p as usize];
         peer.generation = peer.generation.max(f.established.generation).saturating_add(1);
@@ -304,6 +305,7 @@ impl Node {
             self.publish();
             self.flush_queue(now, p);
         }
+        self.search_path(now, p, first);
         self.flush_pings(now, p);
     }
 
@@ -420,6 +422,7 @@ impl Node {
         if self.peers[i].sending.is_some() {
             self.keepalive(now, p);
             self.sync_timeout(now, p);
+            self.path_timeout(now, p);
         }
         let peer = &self.peers[i];
         if peer.sending.is_none() && peer.opening.is_none() && now >= peer.next_try {

@@ -1,0 +1,173 @@
+//! Path MTU discovery with the shipped programs: underlays of several sizes, and some that shrink under a TCP stream.
+#![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
+
+use std::time::Duration;
+
+use shadowmesh_netns_tests::{Evening, Host, Lab, Member, Process, make_network, wait_until};
+
+const SECONDS: fn(u64) -> Duration = Duration::from_secs;
+
+/// What is between the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Wire,
+    Wire6,
+    Routers,
+}
+
+/// Two members and the wires between them.
+struct Path {
+    a: Host,
+    b: Host,
+    members: Vec<Member>,
+    /// Ends of the wire that shrinks.
+    wire: [(Host, String); 2],
+    _daemons: Vec<Process>,
+    _lab: Lab,
+}
+
+impl Path {
+    /// With routers, the wire is between them, so that nobody is told what it takes; else it is the only one:
+    ///
+    /// ```text
+    ///   a (10.1.0.2) --- r --- s --- (10.2.0.2) b        a (10.1.0.2) --- (10.1.0.3) b
+    ///                                                      (fd01::2)       (fd01::3)
+    /// ```
+    fn new(test: &str, over: Over, mtu: u32) -> Path {
+        let mut lab = Lab::new(test);
+        let (a, b) = (lab.host("a"), lab.host("b"));
+        let (wire, addresses) = if over == Over::Routers {
+            let (r, s) = (lab.router("r"), lab.router("s"));
+            let near = lab.wire(&a, &["10.1.0.2/24"], &r, &["10.1.0.1/24"]);
+            let middle = lab.wire(&r, &["10.3.0.1/24"], &s, &["10.3.0.2/24"]);
+            let far = lab.wire(&s, &["10.2.0.1/24"], &b, &["10.2.0.2/24"]);
+            a.default_route("10.1.0.1");
+            b.default_route("10.2.0.1");
+            r.default_route("10.3.0.2");
+            s.default_route("10.3.0.1");
+            // What is near is no bottleneck.
+            for (host, interface) in [(&a, &near.a), (&r, &near.b), (&s, &far.a), (&b, &far.b)] {
+                host.ip(&format!("link set {interface} mtu 9000"));
+            }
+            ([(r, middle.a), (s, middle.b)], ["10.1.0.2", "10.2.0.2"])
+        } else {
+            let ends = [["10.1.0.2/24", "fd01::2/64"], ["10.1.0.3/24", "fd01::3/64"]];
+            let wire = lab.wire(&a, &ends[0], &b, &ends[1]);
+            let addresses =
+                if over == Over::Wire6 { ["[fd01::2]", "[fd01::3]"] } else { ["10.1.0.2", "10.1.0.3"] };
+            ([(a.clone(), wire.a), (b.clone(), wire.b)], addresses)
+        };
+        let members = make_network(lab.directory(), &["one", "two"]);
+        let mut path = Path { a, b, members, wire, _daemons: vec![], _lab: lab };
+        path.set_mtu(mtu);
+        for (me, other) in [(0, 1), (1, 0)] {
+            let (name, address) = (["one", "two"][other], addresses[other]);
+            let text = format!(
+                "listen: [\"udp://0.0.0.0:4000\", \"udp://[::]:4000\"]\nnetworks:\n  home:\n    peers: {{{name}: {{endpoints: \
+                 [\"udp://{address}:4000\"]}}}}\n"
+            );
+            std::fs::write(path.members[me].directory.join("config.yaml"), text).unwrap();
+            let directory = path.members[me].directory.to_str().unwrap();
+            let environment = [("SHADOWMESH_DIR", directory), ("SHADOWMESH_ALLOW_ROOT", "1")];
+            let host = if me == 0 { &path.a } else { &path.b };
+            let daemon = host.spawn("daemon", Lab::binary("shadowmesh"), &["daemon"], &environment);
+            daemon.wait_for("ready", SECONDS(10));
+            path._daemons.push(daemon);
+        }
+        path.a.must_reach(&path.members[1].ipv4.to_string(), 10);
+        path
+    }
+
+    fn set_mtu(&self, mtu: u32) {
+        for (host, interface) in &self.wire {
+            host.ip(&format!("link set {interface} mtu {mtu}"));
+        }
+    }
+
+    /// What `status` says of the path from a member to the other.
+    fn figure(&self, member: usize) -> u64 {
+        let host = [&self.a, &self.b][member];
+        let mut command = host.command(Lab::binary("shadowmesh"));
+        command.args(["status", "--json"]).env("SHADOWMESH_DIR", &self.members[member].directory);
+        let output = command.output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        status["networks"][0]["peers"][0]["mtu"].as_u64().unwrap()
+    }
+
+    fn wait_for_figure(&self, member: usize, mtu: u32) {
+        let what = format!("member {member} to find {mtu}");
+        wait_until(&what, SECONDS(6), || (self.figure(member) == u64::from(mtu)).then_some(()));
+    }
+
+    /// A TCP stream from `a` to `b`, under which the wire shrinks after two seconds: the longest time without a byte.
+    fn stall(&self, mtu: u32) -> Duration {
+        let server = self.a.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
+        server.wait_for("listening", SECONDS(5));
+        let address = self.members[0].ipv4.to_string();
+        // In reverse: what is told is told by who receives.
+        let arguments = ["-c", &address, "-R", "-t", "6", "-b", "80M", "-i", "0.1", "-J"];
+        let said = std::thread::scope(|scope| {
+            let b = &self.b;
+            let client = scope.spawn(move || b.run("iperf3", &arguments));
+            std::thread::sleep(SECONDS(2));
+            self.set_mtu(mtu);
+            client.join().unwrap()
+        });
+        let result: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let intervals = result["intervals"].as_array().unwrap();
+        let bytes = |i: &serde_json::Value| i["sum"]["bytes"].as_f64().unwrap();
+        let silent = intervals.split(|i| bytes(i) > 0.0).map(<[_]>::len).max().unwrap();
+        let mbit = result["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+        assert!(intervals.len() > 50 && mbit > 20.0, "{} intervals, {mbit} Mbit/s", intervals.len());
+        let stall = Duration::from_secs_f64(silent as f64 * 0.1);
+        println!("to {mtu}: nothing for {stall:?}; {mbit:.0} Mbit/s of 80");
+        stall
+    }
+}
+
+#[test]
+fn every_underlay_is_found() {
+    for over in [Over::Wire, Over::Wire6, Over::Routers] {
+        for mtu in [1280, 1400, 1500, 9000] {
+            let path = Path::new(&format!("{over:?} of {mtu}"), over, mtu);
+            path.wait_for_figure(0, mtu);
+            path.wait_for_figure(1, mtu);
+            let address = path.members[1].ipv4.to_string();
+            for size in ["56", "1200", "1472", "8000"] {
+                let said =
+                    path.a.run("ping", &["-n", "-c", "3", "-i", "0.05", "-W", "2", "-s", size, &address]);
+                assert!(said.contains(" 0% packet loss"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_survives_a_router_whose_link_shrinks() {
+    for (before, after) in [(1500, 1400), (9000, 1280)] {
+        let path = Path::new(&format!("from {before} to {after}"), Over::Routers, before);
+        path.wait_for_figure(0, before);
+        assert!(path.stall(after) <= SECONDS(1));
+        path.wait_for_figure(0, after);
+    }
+}
+
+#[test]
+fn a_stream_survives_an_interface_that_shrinks() {
+    let path = Path::new("own interface", Over::Wire, 1500);
+    path.wait_for_figure(0, 1500);
+    assert!(path.stall(1400) <= SECONDS(1));
+    path.wait_for_figure(0, 1400);
+}
+
+#[test]
+fn by_relay_both_legs_count() {
+    let e = Evening::new("path MTU by relay", &["laptop", "pi"]);
+    e.network("home");
+    let laptop = &e.machines[0];
+    laptop.host.must_reach(&e.machines[1].address(), 10);
+    wait_until("1500 by relay", SECONDS(6), || {
+        let peer = laptop.json(&["status"])["networks"][0]["peers"][0].clone();
+        (peer["path"] == "relay" && peer["mtu"] == 1500).then_some(())
+    });
+}
