@@ -32,8 +32,8 @@ pub struct Config {
     pub port_mapping: bool,
     /// Look for members on the same network.
     pub lan_discovery: bool,
-    /// Data moves on threads of its own, where there is more than one core.
-    pub data_threads: bool,
+    /// Data moves on threads of its own; `None`: where there are cores for them.
+    pub data_threads: Option<bool>,
     /// Ciphers and keys.
     pub crypto: Crypto,
     /// What differs for a network, by its name.
@@ -165,7 +165,7 @@ impl Default for Config {
             relays: vec![],
             port_mapping: true,
             lan_discovery: true,
-            data_threads: true,
+            data_threads: None,
             crypto: Crypto {
                 suites: vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305],
                 rekey: Duration::from_secs(120),
@@ -354,7 +354,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.operator, Some(Operator::Uid(1000)));
-        assert!(!config.port_mapping && !config.data_threads);
+        assert!(!config.port_mapping && config.data_threads == Some(false));
         assert_eq!(config.crypto.rekey, Duration::from_secs(90));
         assert_eq!(config.network(&"home".parse().unwrap()).interface, "tap0");
         assert_eq!(config.networks.values().next().unwrap().peers.values().next().unwrap().len(), 2);

@@ -190,8 +190,12 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     if let Some(on) = at.flag("lan_discovery", raw.lan_discovery)? {
         at.config.lan_discovery = on;
     }
-    if let Some(on) = at.one("data_threads", raw.data_threads, "auto or off", on)? {
-        at.config.data_threads = on;
+    let threads = |t: &str| {
+        let words = [("auto", None), ("on", Some(true)), ("off", Some(false))];
+        words.iter().find(|(k, _)| *k == t).map(|(_, v)| *v)
+    };
+    if let Some(threads) = at.one("data_threads", raw.data_threads, "auto, on or off", threads)? {
+        at.config.data_threads = threads;
     }
     crypto(&mut at, raw.crypto.unwrap_or_default())?;
     for (name, raw) in raw.networks.unwrap_or_default() {

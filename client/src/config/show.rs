@@ -27,7 +27,7 @@ pub(super) fn yaml(config: &Config) -> String {
     out.key(0, "relays", "relays", list(config.relays.iter().map(|r| quoted(r.to_string())).collect()));
     out.key(0, "port_mapping", "port_mapping", if config.port_mapping { "auto" } else { "off" }.into());
     out.key(0, "lan_discovery", "lan_discovery", config.lan_discovery.to_string());
-    out.key(0, "data_threads", "data_threads", if config.data_threads { "auto" } else { "off" }.into());
+    out.key(0, "data_threads", "data_threads", threads(config).into());
     out.head(0, "crypto");
     out.key(
         1,
@@ -179,7 +179,7 @@ pub(super) fn json(config: &Config) -> Value {
         "relays": config.relays.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "port_mapping": config.port_mapping,
         "lan_discovery": config.lan_discovery,
-        "data_threads": config.data_threads,
+        "data_threads": threads(config),
         "crypto": {
             "suites": config.crypto.suites.iter().map(|s| suite(*s)).collect::<Vec<_>>(),
             "rekey": config.crypto.rekey.as_secs_f64(),
@@ -190,4 +190,12 @@ pub(super) fn json(config: &Config) -> Value {
         "metrics": {"listen": config.metrics.map(|a| a.to_string())},
         "log": {"level": config.log.level.to_string().to_lowercase(), "format": format(config.log.format)},
     })
+}
+
+fn threads(config: &Config) -> &'static str {
+    match config.data_threads {
+        None => "auto",
+        Some(true) => "on",
+        Some(false) => "off",
+    }
 }

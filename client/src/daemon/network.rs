@@ -20,6 +20,8 @@ use tracing::warn;
 
 /// Frames that wait in the kernel for us.
 const TXQUEUELEN: u32 = 128;
+/// From so many cores on, the data half has threads of its own; with fewer, those who use the network need them.
+const DATA_THREAD_CORES: usize = 4;
 
 /// Seconds that clocks may differ by before it is worth a word.
 pub const SKEW: i64 = 300;
@@ -151,7 +153,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         ipv4: None,
     };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = config.data_threads && cores > 1;
+    let threads = config.data_threads.unwrap_or(cores >= DATA_THREAD_CORES);
     Ok((network, Setup { node: node_config, tap, udp, files, threads }))
 }
 

@@ -58,7 +58,20 @@ fn pair(test: &str, config: &str) -> Pair {
 
 #[test]
 fn a_ping_crosses_both_ways_at_all_sizes() {
-    let p = pair("a ping crosses", "");
+    crosses(&pair("a ping crosses", "data_threads: off\n"), 3);
+}
+
+#[test]
+fn and_so_it_does_with_data_threads() {
+    // The node's, its worker's and the control plane's, and one for each direction.
+    crosses(&pair("data threads", "data_threads: on\n"), 5);
+}
+
+fn crosses(p: &Pair, threads: usize) {
+    let found = std::fs::read_dir(format!("/proc/{}/task", p.daemons[0].id())).unwrap().flatten();
+    let names = found.filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());
+    let ours = names.filter(|n| n.starts_with("sm-")).count();
+    assert_eq!(ours + 1, threads, "threads of the daemon");
     let (one, two) = (&p.members[0], &p.members[1]);
     for (host, other) in [(&p.a, two), (&p.b, one)] {
         host.must_reach(&other.ipv4.to_string(), 10);
