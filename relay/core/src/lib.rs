@@ -18,7 +18,6 @@ mod opening;
 mod relay;
 mod session;
 mod slots;
-mod table;
 
 pub use config::Config;
 pub use durable::{BadState, Durable};

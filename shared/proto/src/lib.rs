@@ -22,6 +22,7 @@ mod rng;
 mod sealer;
 mod snapshot;
 pub mod superframe;
+mod table;
 mod time;
 pub mod window;
 mod work;
@@ -36,5 +37,6 @@ pub use sealer::{Largest, Sealer, Sent};
 pub use snapshot::{
     Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot, THREADS,
 };
+pub use table::Table;
 pub use time::Time;
 pub use work::{Work, WorkDone};

@@ -1,6 +1,7 @@
 //! The receiving half of the data path: datagrams in, frames and upcalls out. A lane's replay window belongs to one opener
 //! for life.
 
+use crate::Table;
 use crate::Time;
 use crate::batch::{Drops, FrameArea, RawUpcall, RxBatch};
 use crate::frame;
@@ -13,7 +14,6 @@ use shadowmesh_crypto::secret::Secret;
 use shadowmesh_wire::data::{ChunkHeader, DataHeader, FragmentHeader, Kind, MAX_FRAME_FRAGMENTS};
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, TO_RELAY};
 use shadowmesh_wire::{Class, DropReason, PacketType, classify};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -67,19 +67,19 @@ pub struct LaneStats {
 /// Opens for one thread.
 #[derive(Default)]
 pub struct Opener {
-    lanes: HashMap<u32, Lane>,
+    lanes: Table<u32, Lane>,
     /// By slot.
-    relays: HashMap<u32, Down>,
-    partial: HashMap<(PeerId, u32), Partial>,
+    relays: Table<u32, Down>,
+    partial: Table<(PeerId, u32), Partial>,
     /// Hosts behind peers, where they were last told to be, and when.
-    heard: HashMap<[u8; 6], (PeerId, Time)>,
+    heard: Table<[u8; 6], (PeerId, Time)>,
     /// Frames came, or parts of some, since the statistics were taken: whoever sends them is owed a report, also of those
     /// that were refused.
     owes_report: bool,
     /// What was dropped here.
     pub drops: Drops,
     /// Frames delivered, and their bytes, by peer.
-    pub received: HashMap<PeerId, (u64, u64)>,
+    pub received: Table<PeerId, (u64, u64)>,
 }
 
 impl Opener {

@@ -1,5 +1,6 @@
 //! The sending half of the data path: frames in, sealed datagrams out, on the lanes it was given. One a sending thread.
 
+use crate::Table;
 use crate::Time;
 use crate::batch::{Area, Drops, TxBatch};
 use crate::frame::{self, ETHERNET, MAX_TAGS, Outline};
@@ -13,7 +14,6 @@ use shadowmesh_wire::data::{
     MAX_FRAME_FRAGMENTS,
 };
 use shadowmesh_wire::relay::RELAY_HEADER;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
 /// Flooded bytes a second from this port, copies counted; and at once. Unicast is not limited.
@@ -50,15 +50,15 @@ pub struct Largest {
 /// Seals for one thread. Nothing in it is shared.
 pub struct Sealer {
     thread: usize,
-    lanes: HashMap<LaneId, TxLane>,
-    relays: HashMap<u32, RelayLeg>,
+    lanes: Table<LaneId, TxLane>,
+    relays: Table<u32, RelayLeg>,
     frame_id: u32,
     flood_tokens: f64,
     flood_at: Time,
     /// Frames dropped here.
     pub drops: Drops,
     /// What was sealed, by peer.
-    pub sent: HashMap<PeerId, Sent>,
+    pub sent: Table<PeerId, Sent>,
 }
 
 impl Sealer {
@@ -67,13 +67,13 @@ impl Sealer {
     pub fn new(thread: usize, frame_id: u32) -> Self {
         Sealer {
             thread,
-            lanes: HashMap::new(),
-            relays: HashMap::new(),
+            lanes: Table::default(),
+            relays: Table::default(),
             frame_id,
             flood_tokens: FLOOD_BURST,
             flood_at: Time(0),
             drops: Drops::default(),
-            sent: HashMap::new(),
+            sent: Table::default(),
         }
     }
 
@@ -430,7 +430,7 @@ fn up(batch: &mut TxBatch, i: usize, o: &Outline, vnet: Option<&VnetHeader>) -> 
 }
 
 fn lane_of<'a>(
-    lanes: &'a mut HashMap<LaneId, TxLane>,
+    lanes: &'a mut Table<LaneId, TxLane>,
     forward: &Forward,
     thread: usize,
 ) -> Result<&'a mut TxLane, DropReason> {

@@ -1,7 +1,7 @@
 //! The forwarding snapshot: what the data half knows. Immutable, published by the node, taken up when a data thread gets to
 //! it, so it may be late; lane ids and addresses, never keys.
 
-use std::collections::HashMap;
+use crate::Table;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -104,12 +104,12 @@ pub struct Snapshot {
     /// The mesh's own addresses.
     pub prefixes: MeshPrefixes,
     /// Peers by number.
-    pub peers: HashMap<PeerId, Forward>,
+    pub peers: Table<PeerId, Forward>,
     /// Which peer has which MAC: its own, and those of hosts that its certificate names. Of members that are none any
     /// more, too, though they are not among the peers.
-    pub macs: HashMap<[u8; 6], PeerId>,
+    pub macs: Table<[u8; 6], PeerId>,
     /// Hosts behind peers that may bridge any, as learned.
-    pub stations: HashMap<[u8; 6], PeerId>,
+    pub stations: Table<[u8; 6], PeerId>,
     /// Peers with a session that may bridge any host: who might have a MAC that nobody is known to have. Ascending.
     pub bridges: Vec<PeerId>,
     /// Peers with a session, for floods; ascending.

@@ -32,7 +32,7 @@ use crate::batch::{Drops, Plain, Upcall};
 use crate::handshake::{Bounds, Credential, Responder, Source};
 use crate::snapshot::{Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot};
 use crate::work::{Work, WorkDone};
-use crate::{LaneStats, Largest, Rng, Sealer, Time};
+use crate::{LaneStats, Largest, Rng, Sealer, Table, Time};
 use indexes::Indexes;
 use peer::Peer;
 use shadowmesh_crypto::Hash;
@@ -125,10 +125,10 @@ impl Node {
             version: 0,
             mtu: config.mtu,
             prefixes: MeshPrefixes { subnet4: config.genesis.subnet4, prefix6 },
-            peers: HashMap::new(),
+            peers: Table::default(),
             own: Guard { mac: id.mac(), ipv4: None, ipv6: id.ipv6(&network), bridge: None },
-            macs: HashMap::new(),
-            stations: HashMap::new(),
+            macs: Table::default(),
+            stations: Table::default(),
             bridges: vec![],
             flood: vec![],
             unreached: false,

@@ -1,10 +1,10 @@
 //! What the data half forwards by: who is a peer, by which lane and route, and which MACs are behind it.
 
 use super::Node;
+use crate::Table;
 use crate::snapshot::{Forward, Guard, PeerId, Route, Snapshot};
 use shadowmesh_identity::fact::ANY_MAC;
 use shadowmesh_identity::{Member, NodeId};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Node {
@@ -18,8 +18,8 @@ impl Node {
             let reachable = self.is_live(&self.peers[p].node) && self.way(&self.peers[p]).is_some();
             self.peers[p].reachable = reachable;
         }
-        let mut peers = HashMap::new();
-        let (mut macs, mut flood, mut bridges, mut unreached) = (HashMap::new(), vec![], vec![], false);
+        let mut peers = Table::default();
+        let (mut macs, mut flood, mut bridges, mut unreached) = (Table::default(), vec![], vec![], false);
         for p in &self.peers {
             let Some(member) = self.roster.member(&p.node).filter(|_| self.is_live(&p.node)) else {
                 continue;
