@@ -33,7 +33,7 @@ const REPORTS: Duration = Duration::from_millis(100);
 /// With one and a half round trips: so long may large datagrams go out without a report of one. Two are due by then, and
 /// TCP's second retransmission (RFC 6298, with Linux's least of 200 ms) comes after 600 ms.
 const UNREPORTED: Duration = Duration::from_millis(350);
-/// And the most, when probes show again and again that it was a false alarm.
+/// And the most, for a peer that answers probes and reports nothing.
 const MAX_UNREPORTED: Duration = Duration::from_secs(64);
 /// Largest frame of a device: the largest MTU that it can be given, an Ethernet header, two tags.
 const LARGEST_FRAME: usize = 9216 + 14 + 8;
@@ -65,8 +65,8 @@ pub(super) struct PathMtu {
     next: Option<Time>,
     /// The last report of large ones.
     reported: Reported,
-    /// A datagram that is to be reported by then.
-    unreported: Option<(Time, Expected)>,
+    /// A datagram that is to be reported.
+    unreported: Option<Expected>,
     patience: Duration,
     fell: Time,
 }
@@ -80,9 +80,11 @@ struct Reported {
     highest: [u64; LANES],
 }
 
-/// A datagram was sent: its size, lane and counter.
+/// A datagram was sent: its size, lane and counter; and how long after `since` a report may be on its way, beside patience.
 #[derive(Debug, Clone, Copy)]
 struct Expected {
+    since: Time,
+    travels: Duration,
     size: usize,
     lane: usize,
     counter: u64,
@@ -173,16 +175,20 @@ impl PathMtu {
 
     /// When something is due.
     pub fn deadline(&self) -> Option<Time> {
-        earlier(self.next, self.unreported.map(|(at, _)| at))
+        earlier(self.next, self.unreported.map(|e| self.due(&e)))
+    }
+
+    fn due(&self, e: &Expected) -> Time {
+        e.since + self.patience + e.travels
     }
 
     /// Has nothing of what was sent arrived for too long? Then this is a black hole (RFC 8899 section 4.3), and BASE it is
     /// from now on.
     fn expire(&mut self, now: Time) -> bool {
-        if self.unreported.is_none_or(|(at, _)| now < at) {
+        if self.unreported.is_none_or(|e| now < self.due(&e)) {
             return false;
         }
-        // Reports that stay away though probes are answered make this rare.
+        // A peer that answers probes and reports nothing makes this rare.
         self.patience = (self.patience * 2).min(MAX_UNREPORTED);
         self.fell = now;
         self.fall(now, self.size);
@@ -252,7 +258,8 @@ impl PathMtu {
     /// report is to tell of it, or has done so already.
     pub fn sent(&mut self, since: Time, size: usize, (lane, counter): (usize, u64), rtt: Option<Duration>) {
         // What was sent before a larger size fell is not waited for.
-        let expected = Expected { size: size.min(self.size), lane, counter };
+        let travels = rtt.unwrap_or_default() * 3 / 2;
+        let expected = Expected { since, travels, size: size.min(self.size), lane, counter };
         let reported = self.reported.at >= since && self.reported.covers(&expected);
         if expected.size <= BASE || reported || self.unreported.is_some() {
             return;
@@ -260,8 +267,7 @@ impl PathMtu {
         if since.since(self.fell) > 16 * self.patience {
             self.patience = UNREPORTED;
         }
-        let due = since + self.patience + rtt.unwrap_or_default() * 3 / 2;
-        self.unreported = Some((due, expected));
+        self.unreported = Some(expected);
     }
 
     /// The peer tells what has arrived since its report before.
@@ -276,9 +282,12 @@ impl PathMtu {
         if report.largest >= self.reported.largest || now.since(self.reported.at) >= REPORTS {
             self.reported = report;
         }
-        if self.unreported.is_some_and(|(_, e)| report.covers(&e)) {
-            self.unreported = None;
-            self.patience = UNREPORTED;
+        self.patience = UNREPORTED;
+        match &mut self.unreported {
+            Some(e) if report.covers(e) => self.unreported = None,
+            // That size does arrive, behind a long queue.
+            Some(e) if report.largest >= e.size => e.since = now,
+            _ => {}
         }
     }
 
