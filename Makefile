@@ -25,9 +25,10 @@ test: deps ## every test of the workspace (root, for network namespaces)
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --no-fail-fast --locked
 
-lint: ## formatting and clippy, warnings are errors
+lint: ## formatting, clippy (warnings are errors), and that code and tests cite each MUST of the protocol
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	scripts/cited
 
 # A command, and the table of what it measured, also when it failed.
 measuring = $(1); s=$$?; scripts/measured $(2) && exit $$s

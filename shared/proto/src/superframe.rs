@@ -96,7 +96,7 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Reads them: TCP or UDP right behind IPv4 (no fragment) or IPv6, the lengths exact. `None` for all else.
+    /// Reads them: TCP or UDP right behind IPv4 (no fragment) or IPv6, the lengths exact. `None` for all else. [P-CHUNK]
     pub fn read(frame: &[u8], o: &Outline) -> Option<Self> {
         let ip = o.payload;
         let packet = frame.get(ip..)?;
@@ -245,7 +245,7 @@ impl Growing {
     }
 
     /// Takes a part whose headers, but for what differs from part to part, are those of `head`; says where its payload
-    /// begins. `None`: it begins one of its own.
+    /// begins. `None`: it begins one of its own. [P-CHUNK]
     pub fn take(&mut self, id: u32, size: u16, head: &[u8], frame: &[u8], h: &Headers) -> Option<usize> {
         let len = frame.len() - h.payload;
         let total = self.len + len;

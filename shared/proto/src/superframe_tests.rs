@@ -1,3 +1,5 @@
+//! What is cut is joined again as it was, and a member that lies gets nothing to the device that it would not take. [P-CHUNK]
+
 use super::*;
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
