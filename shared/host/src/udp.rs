@@ -275,7 +275,7 @@ impl Udp {
                 continue;
             };
             let join = apart <= done && self.join.load(Ordering::Relaxed);
-            let most = if apart > done { apart - done } else { BATCH }.min(BATCH);
+            let most = if apart > done { apart - done } else { list.len() };
             // As many as go through one socket in one call.
             let run = list[done..].iter().take(most).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
             match mmsg::send(self.sockets[index].fd.as_fd(), &list[done..done + run], join) {

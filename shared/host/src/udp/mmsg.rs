@@ -196,9 +196,9 @@ fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
     }
 }
 
-/// Sends up to [`BATCH`] datagrams of one family; with `join`, those to one destination and of one size (the last may be
-/// shorter) as one message that the kernel, or the card, cuts. Gives how many were taken; the error is that of the first
-/// message, and how many datagrams that was.
+/// Sends datagrams of one family, in up to [`BATCH`] messages; with `join`, those to one destination and of one size (the
+/// last may be shorter) go as one message that the kernel, or the card, cuts. Gives how many were taken; the error is that
+/// of the first message, and how many datagrams that was.
 pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])], join: bool) -> Result<usize, (Errno, usize)> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
@@ -208,30 +208,32 @@ pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])], join: bool) -> Res
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
     let mut controls = [Control([0; 64]); BATCH];
     let mut runs = [0usize; BATCH];
-    let list = &list[..list.len().min(BATCH)];
-    for (iovec, (_, bytes)) in iovecs.iter_mut().zip(list) {
-        // The kernel only reads what it sends.
-        iovec.iov_base = bytes.as_ptr().cast_mut().cast();
-        iovec.iov_len = bytes.len();
-    }
     let (mut at, mut count) = (0, 0);
+    let mut free = &mut iovecs[..];
     let parts = addresses.iter_mut().zip(&mut headers).zip(&mut controls).zip(&mut runs);
     for (((address, header), control), run) in parts {
         let Some((to, first)) = list.get(at) else { break };
-        *run = if join { run_of(&list[at..]) } else { 1 };
+        let wanted = if join { run_of(&list[at..]) } else { 1 };
+        let (taken, pieces) = gather(&list[at..at + wanted], free);
+        if taken < wanted && count > 0 {
+            break;
+        }
+        let (own, rest) = std::mem::take(&mut free).split_at_mut(pieces);
+        free = rest;
+        *run = taken;
         header.msg_hdr.msg_namelen = write_address(address, to);
         header.msg_hdr.msg_name = ptr::from_mut(address).cast();
-        header.msg_hdr.msg_iov = iovecs[at..].as_mut_ptr();
-        header.msg_hdr.msg_iovlen = *run as _;
-        if *run > 1 {
+        header.msg_hdr.msg_iov = own.as_mut_ptr();
+        header.msg_hdr.msg_iovlen = own.len() as _;
+        if taken > 1 {
             write_segment_size(&mut header.msg_hdr, control, first.len() as u16);
         }
-        at += *run;
+        at += taken;
         count += 1;
     }
     // SAFETY: the first `count` headers were filled above with pointers to one address, to as many iovecs as they say,
-    // each over a borrowed slice, and to one control message or none; all live until the call returns, and none is
-    // written to.
+    // each over borrowed slices that lie one after the other, and to one control message or none; all live until the call
+    // returns, and none is written to.
     let sent = unsafe {
         libc::sendmmsg(
             fd.as_raw_fd(),
@@ -244,6 +246,26 @@ pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])], join: bool) -> Res
         Ok(n) => Ok(runs.iter().take(n as usize).sum()),
         Err(e) => Err((e, runs[0])),
     }
+}
+
+/// Points to as many datagrams as these pieces can, those that lie one after the other with one; says how many datagrams
+/// and pieces that were.
+fn gather(list: &[(SocketAddr, &[u8])], pieces: &mut [libc::iovec]) -> (usize, usize) {
+    let (mut used, mut end) = (0usize, ptr::null());
+    for (n, (_, bytes)) in list.iter().enumerate() {
+        let span = bytes.as_ptr_range();
+        match used.checked_sub(1).and_then(|last| pieces.get_mut(last)) {
+            Some(last) if span.start == end => last.iov_len += bytes.len(),
+            _ => {
+                let Some(next) = pieces.get_mut(used) else { return (n, used) };
+                // The kernel only reads what it sends.
+                *next = libc::iovec { iov_base: span.start.cast_mut().cast(), iov_len: bytes.len() };
+                used += 1;
+            }
+        }
+        end = span.end;
+    }
+    (list.len(), used)
 }
 
 /// How many from the front may be one message.
