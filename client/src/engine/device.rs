@@ -33,6 +33,11 @@ impl Device {
         self.watched = self.tap.is_watched();
     }
 
+    /// Does it take superframes of all kinds, so that frames are worth joining?
+    pub fn takes_superframes(&self) -> bool {
+        self.tap.options().vnet && self.udp && !self.watched
+    }
+
     /// Takes a frame: its length, and what is left to do for it.
     ///
     /// # Errors

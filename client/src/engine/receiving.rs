@@ -31,7 +31,9 @@ pub struct Receiving {
 impl Receiving {
     /// One batch of what claims to belong to sessions, opened where it lies, given to the device. `false`: there was none.
     pub fn step(&mut self) -> io::Result<bool> {
-        let (memory, list) = self.inbound.batch().space();
+        let batch = self.inbound.batch();
+        batch.join(self.device.takes_superframes());
+        let (memory, list) = batch.space();
         if self.udp.recv(memory, JOINED, list, Queue::Sessions)? == 0 {
             return Ok(false);
         }

@@ -221,6 +221,8 @@ pub struct RxBatch {
     parts: Vec<Range<usize>>,
     /// The last of the frames, while it may grow: from whom, and the flags of its last part.
     growing: Option<(PeerId, Growing, u8)>,
+    /// Frames by themselves are joined, too.
+    joins: bool,
     pub(crate) reassembled: Vec<u8>,
     pub(crate) upcalls: Vec<RawUpcall>,
     /// Hosts behind peers that were heard for the first time, from elsewhere, or again after a while.
@@ -282,6 +284,7 @@ impl RxBatch {
             frames: Vec::new(),
             parts: Vec::new(),
             growing: None,
+            joins: false,
             reassembled: Vec::new(),
             upcalls: Vec::new(),
             stations: Vec::new(),
@@ -291,6 +294,11 @@ impl RxBatch {
     /// Memory to read into, and the list of what was read: from whom, and where in that memory. The batch is to be empty.
     pub fn space(&mut self) -> (&mut [u8], &mut Vec<(SocketAddr, Range<usize>)>) {
         (&mut self.memory, &mut self.datagrams)
+    }
+
+    /// Shall frames by themselves that follow each other be joined? That spares the device calls, where it takes superframes.
+    pub fn join(&mut self, joins: bool) {
+        self.joins = joins;
     }
 
     /// Copies a datagram in; `false` when there is no room for it.
@@ -318,12 +326,6 @@ impl RxBatch {
         h: Headers,
     ) -> bool {
         let frame = &self.memory[area.clone()];
-        if c.size == 0 {
-            let vnet = h.meta(frame, 0);
-            self.grown();
-            self.add(FrameArea::Slot(area), Some(vnet));
-            return true;
-        }
         let flags = superframe::tcp_flags(frame, &h);
         if let Some((from, growing, last)) = &mut self.growing
             && *from == peer
@@ -336,10 +338,15 @@ impl RxBatch {
             f.parts.end = self.parts.len();
             return true;
         }
-        let Some(growing) = Growing::begin(c.id, c.size, frame, h) else { return false };
+        let alone = c.size == 0;
+        let growing = if alone && !self.joins { None } else { Growing::begin(c.id, c.size, frame, h) };
+        if growing.is_none() && !alone {
+            return false;
+        }
+        let vnet = growing.is_none().then(|| h.meta(frame, 0));
         self.grown();
-        self.add(FrameArea::Slot(area), None);
-        self.growing = Some((peer, growing, flags));
+        self.add(FrameArea::Slot(area), vnet);
+        self.growing = growing.map(|g| (peer, g, flags));
         true
     }
 

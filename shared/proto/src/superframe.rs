@@ -27,6 +27,8 @@ const MIN_TCP_SEGMENT: usize = 32;
 const MAX_IP: usize = 65_535;
 
 const FIN_PSH: u8 = 0x09;
+const ACK: u8 = 0x10;
+const ECE: u8 = 0x40;
 const CWR: u8 = 0x80;
 
 /// What a device says of a frame, and is told (`virtio_net_hdr`).
@@ -219,8 +221,9 @@ impl Headers {
 /// A superframe that grows, as its parts come: what the next must be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Growing {
-    /// The sender's number for it.
-    pub id: u32,
+    /// The sender's number for it, and what it said of the segments: 0, they are frames by themselves.
+    id: u32,
+    told: u16,
     h: Headers,
     size: usize,
     /// Payload bytes so far.
@@ -231,30 +234,33 @@ pub(crate) struct Growing {
 }
 
 impl Growing {
-    /// Begins with a part; `size` is what its sender says of its segments. `None`: it is no part of any superframe that a
+    /// Begins with a part; `told` is what its sender says of its segments. `None`: it is no part of any superframe that a
     /// device would take.
-    pub fn begin(id: u32, size: u16, frame: &[u8], h: Headers) -> Option<Self> {
-        let (size, len) = (usize::from(size), frame.len() - h.payload);
+    pub fn begin(id: u32, told: u16, frame: &[u8], h: Headers) -> Option<Self> {
+        let len = frame.len() - h.payload;
+        let size = if told == 0 { len } else { usize::from(told) };
         let least = if h.tcp { MIN_TCP_SEGMENT } else { 1 };
         if size < least || len == 0 || len.div_ceil(size) > MAX_SEGMENTS || frame.len() - h.ip > MAX_IP {
             return None;
         }
-        let done = h.tcp && flags(frame, &h) & FIN_PSH != 0;
+        let done = h.tcp && flags(frame, &h) & !(CWR | ECE) != ACK;
         let next = h.seq(frame).wrapping_add(len as u32);
-        Some(Growing { id, h, size, len, next, done: done || !len.is_multiple_of(size) })
+        Some(Growing { id, told, h, size, len, next, done: done || !len.is_multiple_of(size) })
     }
 
     /// Takes a part whose headers, but for what differs from part to part, are those of `head`; says where its payload
     /// begins. `None`: it begins one of its own. [P-CHUNK]
-    pub fn take(&mut self, id: u32, size: u16, head: &[u8], frame: &[u8], h: &Headers) -> Option<usize> {
+    pub fn take(&mut self, id: u32, told: u16, head: &[u8], frame: &[u8], h: &Headers) -> Option<usize> {
         let len = frame.len() - h.payload;
         let total = self.len + len;
         let fits = total.div_ceil(self.size) <= MAX_SEGMENTS && self.h.payload - self.h.ip + total <= MAX_IP;
-        let same = id == self.id && usize::from(size) == self.size && *h == self.h && !self.done && len > 0;
+        // Of frames by themselves the last alone is shorter.
+        let sized = told == self.told && (told != 0 || len <= self.size);
+        let same = id == self.id && sized && *h == self.h && !self.done && len > 0;
         if !same || !fits || !self.continues(head, frame) {
             return None;
         }
-        if h.tcp && (h.seq(frame) != self.next || flags(frame, h) & CWR != 0) {
+        if h.tcp && (h.seq(frame) != self.next || flags(frame, h) & !FIN_PSH != flags(head, h) & !CWR) {
             return None;
         }
         self.len = total;

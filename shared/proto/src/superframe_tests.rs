@@ -98,6 +98,8 @@ fn is_taken(m: &VnetHeader, frame: &[u8]) -> bool {
 /// What a receiver makes of parts that come together: superframes, with what the device is told.
 fn join(parts: &[Vec<u8>], id: u32, size: u16) -> Vec<(Vec<u8>, VnetHeader)> {
     let mut out: Vec<(Vec<u8>, VnetHeader)> = vec![];
+    // Of which no superframe can be.
+    let mut alone = vec![];
     let mut growing: Option<(Growing, Vec<u8>, u8)> = None;
     let mut done = |g: Option<(Growing, Vec<u8>, u8)>| {
         if let Some((g, mut frame, flags)) = g {
@@ -114,21 +116,29 @@ fn join(parts: &[Vec<u8>], id: u32, size: u16) -> Vec<(Vec<u8>, VnetHeader)> {
             *flags = tcp_flags(part, &h);
         } else {
             done(growing.take());
-            let g = Growing::begin(id, size, part, h).expect("a part begins one");
-            growing = Some((g, part.clone(), tcp_flags(part, &h)));
+            match Growing::begin(id, size, part, h) {
+                Some(g) => growing = Some((g, part.clone(), tcp_flags(part, &h))),
+                None => {
+                    assert_eq!(size, 0, "a part begins one");
+                    alone.push((part.clone(), h.meta(part, 0)));
+                }
+            }
         }
     }
     done(growing);
+    out.extend(alone);
     out
 }
 
 proptest! {
-    /// Cut and joined, a superframe is what it was, byte for byte; each part stands alone.
+    /// Cut and joined, a superframe is what it was, byte for byte; each part stands alone. So are frames by themselves
+    /// (`many` is 0) of which the sender has said nothing.
     #[test]
-    fn cut_and_joined_it_is_the_same(d in drawn(), many in 1usize..4) {
+    fn cut_and_joined_it_is_the_same(d in drawn(), many in 0usize..4) {
         let o = Outline::read(&d.frame).unwrap();
         let h = Headers::read(&d.frame, &o).unwrap();
         let (size, len) = (usize::from(d.size), d.frame.len() - h.payload);
+        let (many, told) = if many == 0 { (1, 0) } else { (many, d.size) };
         let step = size * many;
         let parts: Vec<Vec<u8>> = (0..len.div_ceil(step)).map(|i| {
             let mut part = vec![];
@@ -140,7 +150,7 @@ proptest! {
             prop_assert!(complete(&mut whole, &h.meta(part, 0)));
             prop_assert!(is_sound(&whole));
         }
-        let joined = join(&parts, 9, d.size);
+        let joined = join(&parts, 9, told);
         prop_assert_eq!(joined.len(), 1);
         let (frame, meta) = &joined[0];
         prop_assert_eq!(frame, &d.frame);
@@ -151,7 +161,7 @@ proptest! {
     /// A lost part, a repeated one, two in the wrong order: what is joined holds every byte at its place, and nothing
     /// twice that did not come twice.
     #[test]
-    fn what_does_not_follow_is_not_joined(d in drawn(), lost in any::<prop::sample::Index>(), way in 0..3) {
+    fn what_does_not_follow_is_not_joined(d in drawn(), lost in any::<prop::sample::Index>(), way in 0..3, alone in any::<bool>()) {
         let o = Outline::read(&d.frame).unwrap();
         let h = Headers::read(&d.frame, &o).unwrap();
         prop_assume!(h.is_tcp());
@@ -170,7 +180,7 @@ proptest! {
         }
         let first = h.seq(&d.frame);
         let mut bytes = 0;
-        for (frame, meta) in join(&parts, 9, d.size) {
+        for (frame, meta) in join(&parts, 9, if alone { 0 } else { d.size }) {
             let o = Outline::read(&frame).unwrap();
             let j = Headers::read(&frame, &o).unwrap();
             let at = j.seq(&frame).wrapping_sub(first) as usize;

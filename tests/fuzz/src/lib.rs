@@ -250,6 +250,7 @@ pub fn superframes(mut b: &[u8]) {
         let rx = Install::Rx { index: 9, lane: 1, session: 1, peer, keys: RxLane::new(key()) };
         assert!(opener.install(rx).is_none());
         let mut batch = RxBatch::new(256 << 10);
+        batch.join(true);
         while let Some(([a, c], rest)) = b.split_first_chunk::<2>() {
             let (chunk, rest) =
                 rest.split_at(rest.len().min(usize::from(u16::from_le_bytes([*a, *c]) & 0x7ff)));

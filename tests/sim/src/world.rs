@@ -767,6 +767,7 @@ impl World {
         let mut frames = vec![];
         let before = if self.trace { self.drops() } else { String::new() };
         let e = &mut self.nodes[n].endpoint;
+        e.data.rx.batch().join(true);
         for f in std::iter::once(&f).chain(&more) {
             e.data.rx.batch().push(f.from, &f.bytes);
         }
