@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers blind crash hostile revocation
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers soak blind crash hostile revocation
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ bench: deps ## measured promises on the shipped programs: joining, shares, memor
 
 bench-peers: ## installs Debian's other VPNs, which `make bench` then measures too (root)
 	@scripts/bench-peers
+
+SOAK_SECONDS ?= 3600
+soak: deps ## an hour at full speed, each byte checked by hash, memory watched, SOAK_SECONDS=3600 (root)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-netns-tests --bins
+	$(call measuring,SOAK_SECONDS=$(SOAK_SECONDS) SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-soak,target/measured/soak.json)
 
 hostile: deps ## strangers flood relay and clients beside a session, HOSTILE_SECONDS=60 with and without (root, two cores)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins

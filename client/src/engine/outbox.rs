@@ -73,13 +73,14 @@ fn rest(
     mut too_big: Vec<(SocketAddr, usize)>,
 ) -> Outbox {
     let sent = udp.send_batch(list, &mut |n, error| {
-        drops.count(DropReason::SocketBusy);
-        if error == SendError::TooBig {
-            let (to, len) = (list[n].0, list[n].1.len());
-            match too_big.iter_mut().find(|(a, _)| *a == to) {
-                Some((_, shortest)) => *shortest = len.min(*shortest),
-                None => too_big.push((to, len)),
-            }
+        // Mostly a probe of the path, which has its answer: the node counts what is more.
+        if error != SendError::TooBig {
+            return drops.count(DropReason::SocketBusy);
+        }
+        let (to, len) = (list[n].0, list[n].1.len());
+        match too_big.iter_mut().find(|(a, _)| *a == to) {
+            Some((_, shortest)) => *shortest = len.min(*shortest),
+            None => too_big.push((to, len)),
         }
     });
     let mut rest = Outbox { stopped: sent.stop, too_big, ..Outbox::default() };

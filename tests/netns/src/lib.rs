@@ -22,6 +22,7 @@ mod evening;
 mod host;
 mod measured;
 mod members;
+mod pair;
 mod process;
 mod profile;
 mod stream;
@@ -36,6 +37,7 @@ pub use evening::{Evening, Machine, make_home, make_relay, spawn_relay, wait_for
 pub use host::{Host, Ping};
 pub use measured::Measured;
 pub use members::{Member, make_network};
+pub use pair::Pair;
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Evening, Host, Lab, Member, Process, make_network, wait_until};
+use shadowmesh_netns_tests::{Evening, Host, Lab, Pair, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -19,10 +19,9 @@ enum Over {
 struct Path {
     a: Host,
     b: Host,
-    members: Vec<Member>,
+    pair: Pair,
     /// Ends of the wire that shrinks.
     wire: [(Host, String); 2],
-    _daemons: Vec<Process>,
     _lab: Lab,
 }
 
@@ -57,40 +56,15 @@ impl Path {
                 if over == Over::Wire6 { ["[fd01::2]", "[fd01::3]"] } else { ["10.1.0.2", "10.1.0.3"] };
             ([(a.clone(), wire.a), (b.clone(), wire.b)], addresses)
         };
-        let members = make_network(lab.directory(), &["one", "two"]);
-        let mut path = Path { a, b, members, wire, _daemons: vec![], _lab: lab };
-        path.set_mtu(mtu);
-        for (me, other) in [(0, 1), (1, 0)] {
-            let (name, address) = (["one", "two"][other], addresses[other]);
-            let text = format!(
-                "listen: [\"udp://0.0.0.0:4000\", \"udp://[::]:4000\"]\nnetworks:\n  home:\n    peers: {{{name}: {{endpoints: \
-                 [\"udp://{address}:4000\"]}}}}\n"
-            );
-            std::fs::write(path.members[me].directory.join("config.yaml"), text).unwrap();
-            let directory = path.members[me].directory.to_str().unwrap();
-            let environment = [("SHADOWMESH_DIR", directory), ("SHADOWMESH_ALLOW_ROOT", "1")];
-            let host = if me == 0 { &path.a } else { &path.b };
-            let daemon = host.spawn("daemon", Lab::binary("shadowmesh"), &["daemon"], &environment);
-            daemon.wait_for("ready", SECONDS(10));
-            path._daemons.push(daemon);
-        }
-        path.a.must_reach(&path.members[1].ipv4.to_string(), 10);
-        path
-    }
-
-    fn set_mtu(&self, mtu: u32) {
-        for (host, interface) in &self.wire {
-            host.ip(&format!("link set {interface} mtu {mtu}"));
-        }
+        set_mtu(&wire, mtu);
+        let pair = Pair::start(lab.directory(), [(&a, addresses[0]), (&b, addresses[1])], "");
+        a.must_reach(&pair.to(), 10);
+        Path { a, b, pair, wire, _lab: lab }
     }
 
     /// What `status` says of the path from a member to the other.
     fn figure(&self, member: usize) -> u64 {
-        let host = [&self.a, &self.b][member];
-        let mut command = host.command(Lab::binary("shadowmesh"));
-        command.args(["status", "--json"]).env("SHADOWMESH_DIR", &self.members[member].directory);
-        let output = command.output().unwrap();
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let status = self.pair.json(member, [&self.a, &self.b][member], &["status"]);
         status["networks"][0]["peers"][0]["mtu"].as_u64().unwrap()
     }
 
@@ -103,14 +77,14 @@ impl Path {
     fn stall(&self, mtu: u32) -> Duration {
         let server = self.a.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
         server.wait_for("listening", SECONDS(5));
-        let address = self.members[0].ipv4.to_string();
+        let address = self.pair.members[0].ipv4.to_string();
         // In reverse: what is told is told by who receives.
         let arguments = ["-c", &address, "-R", "-t", "6", "-b", "80M", "-i", "0.1", "-J"];
         let said = std::thread::scope(|scope| {
             let b = &self.b;
             let client = scope.spawn(move || b.run("iperf3", &arguments));
             std::thread::sleep(SECONDS(2));
-            self.set_mtu(mtu);
+            set_mtu(&self.wire, mtu);
             client.join().unwrap()
         });
         let result: serde_json::Value = serde_json::from_str(&said).unwrap();
@@ -125,6 +99,12 @@ impl Path {
     }
 }
 
+fn set_mtu(wire: &[(Host, String)], mtu: u32) {
+    for (host, interface) in wire {
+        host.ip(&format!("link set {interface} mtu {mtu}"));
+    }
+}
+
 #[test]
 fn every_underlay_is_found() {
     for over in [Over::Wire, Over::Wire6, Over::Routers] {
@@ -132,7 +112,7 @@ fn every_underlay_is_found() {
             let path = Path::new(&format!("{over:?} of {mtu}"), over, mtu);
             path.wait_for_figure(0, mtu);
             path.wait_for_figure(1, mtu);
-            let address = path.members[1].ipv4.to_string();
+            let address = path.pair.to();
             for size in ["56", "1200", "1472", "8000"] {
                 let said =
                     path.a.run("ping", &["-n", "-c", "3", "-i", "0.05", "-W", "2", "-s", size, &address]);

@@ -4,27 +4,15 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use shadowmesh_netns_tests::{Host, Lab, Member, Process, make_network, wait_until};
+use shadowmesh_netns_tests::{Host, Lab, Member, Pair, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
-struct Pair {
+struct Two {
     a: Host,
     b: Host,
-    members: Vec<Member>,
-    daemons: Vec<Process>,
+    pair: Pair,
     _lab: Lab,
-}
-
-fn start(host: &Host, member: &Member) -> Process {
-    let daemon = host.spawn(
-        "daemon",
-        Lab::binary("shadowmesh"),
-        &["daemon"],
-        &[("SHADOWMESH_DIR", member.directory.to_str().unwrap()), ("SHADOWMESH_ALLOW_ROOT", "1")],
-    );
-    daemon.wait_for("ready", SECONDS(10));
-    daemon
 }
 
 /// The command line on a host.
@@ -37,42 +25,34 @@ fn say(host: &Host, member: &Member, arguments: &[&str]) -> (bool, String) {
 }
 
 //   a (10.1.0.2) --- r --- (10.2.0.2) b
-fn pair(test: &str, config: &str) -> Pair {
+fn two(test: &str, config: &str) -> Two {
     let mut lab = Lab::new(test);
     let (a, r, b) = (lab.host("a"), lab.router("r"), lab.host("b"));
     lab.wire(&a, &["10.1.0.2/24"], &r, &["10.1.0.1/24"]);
     lab.wire(&r, &["10.2.0.1/24"], &b, &["10.2.0.2/24"]);
     a.default_route("10.1.0.1");
     b.default_route("10.2.0.1");
-    let members = make_network(lab.directory(), &["one", "two"]);
-    for (member, other, address) in [(&members[0], "two", "10.2.0.2"), (&members[1], "one", "10.1.0.2")] {
-        let text = format!(
-            "listen: [\"udp://0.0.0.0:4000\"]\nnetworks:\n  home:\n    peers: {{{other}: {{endpoints: \
-             [\"udp://{address}:4000\"]}}}}\n{config}"
-        );
-        std::fs::write(member.directory.join("config.yaml"), text).unwrap();
-    }
-    let daemons = vec![start(&a, &members[0]), start(&b, &members[1])];
-    Pair { a, b, members, daemons, _lab: lab }
+    let pair = Pair::start(lab.directory(), [(&a, "10.1.0.2"), (&b, "10.2.0.2")], config);
+    Two { a, b, pair, _lab: lab }
 }
 
 #[test]
 fn a_ping_crosses_both_ways_at_all_sizes() {
-    crosses(&pair("a ping crosses", "data_threads: off\n"), 3);
+    crosses(&two("a ping crosses", "data_threads: off\n"), 3);
 }
 
 #[test]
 fn and_so_it_does_with_data_threads() {
     // The node's, its worker's and the control plane's, and one for each direction.
-    crosses(&pair("data threads", "data_threads: on\n"), 5);
+    crosses(&two("data threads", "data_threads: on\n"), 5);
 }
 
-fn crosses(p: &Pair, threads: usize) {
-    let found = std::fs::read_dir(format!("/proc/{}/task", p.daemons[0].id())).unwrap().flatten();
+fn crosses(p: &Two, threads: usize) {
+    let found = std::fs::read_dir(format!("/proc/{}/task", p.pair.daemons[0].id())).unwrap().flatten();
     let names = found.filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());
     let ours = names.filter(|n| n.starts_with("sm-")).count();
     assert_eq!(ours + 1, threads, "threads of the daemon");
-    let (one, two) = (&p.members[0], &p.members[1]);
+    let (one, two) = (&p.pair.members[0], &p.pair.members[1]);
     for (host, other) in [(&p.a, two), (&p.b, one)] {
         host.must_reach(&other.ipv4.to_string(), 10);
         host.must_reach(&other.ipv6.to_string(), 10);
@@ -113,12 +93,12 @@ fn crosses(p: &Pair, threads: usize) {
 
 #[test]
 fn a_killed_daemon_is_back_within_five_seconds() {
-    let mut p = pair("killed and back", "");
-    let (address, other) = (p.members[1].ipv4.to_string(), p.members[0].ipv4.to_string());
+    let mut p = two("killed and back", "");
+    let (address, other) = (p.pair.members[1].ipv4.to_string(), p.pair.members[0].ipv4.to_string());
     p.a.must_reach(&address, 10);
-    p.daemons[1].kill();
+    p.pair.daemons[1].kill();
     assert!(p.a.ping(&address, 2).rtt_ms.is_empty());
-    p.daemons[1] = start(&p.b, &p.members[1]);
+    p.pair.daemons[1] = p.pair.daemon(1, &p.b);
     wait_until("an answer after the restart", SECONDS(5), || {
         (!p.a.ping(&address, 1).rtt_ms.is_empty()).then_some(())
     });
@@ -127,33 +107,33 @@ fn a_killed_daemon_is_back_within_five_seconds() {
 
 #[test]
 fn a_daemon_ends_cleanly_and_says_goodbye() {
-    let p = pair("clean end", "");
-    let address = p.members[1].ipv4.to_string();
+    let p = two("clean end", "");
+    let address = p.pair.members[1].ipv4.to_string();
     p.a.must_reach(&address, 10);
-    p.daemons[1].signal(Signal::SIGTERM);
-    assert!(p.daemons[1].wait(SECONDS(5)).success());
-    p.daemons[0].wait_for("peer is down", SECONDS(3));
-    assert!(!p.members[1].directory.join("run/control.sock").exists());
-    let (ok, text) = say(&p.b, &p.members[1], &["status"]);
+    p.pair.daemons[1].signal(Signal::SIGTERM);
+    assert!(p.pair.daemons[1].wait(SECONDS(5)).success());
+    p.pair.daemons[0].wait_for("peer is down", SECONDS(3));
+    assert!(!p.pair.members[1].directory.join("run/control.sock").exists());
+    let (ok, text) = say(&p.b, &p.pair.members[1], &["status"]);
     assert!(!ok && text.starts_with("error: the daemon is not running."), "{text}");
     // A configuration that is wrong stops nothing that runs, and says so.
-    let config = p.members[0].directory.join("config.yaml");
+    let config = p.pair.members[0].directory.join("config.yaml");
     std::fs::write(&config, "networks: {home: {mtu: 20000}}\n").unwrap();
-    p.daemons[0].signal(Signal::SIGHUP);
-    p.daemons[0].wait_for("`networks.home.mtu` is 20000", SECONDS(3));
-    assert!(p.daemons[0].is_running());
+    p.pair.daemons[0].signal(Signal::SIGHUP);
+    p.pair.daemons[0].wait_for("`networks.home.mtu` is 20000", SECONDS(3));
+    assert!(p.pair.daemons[0].is_running());
 }
 
 #[test]
 fn a_subnet_in_use_leaves_ipv6_alone_until_it_is_free() {
-    let p = pair("overlap", "");
-    let (ipv4, ipv6) = (p.members[1].ipv4.to_string(), p.members[1].ipv6.to_string());
+    let p = two("overlap", "");
+    let (ipv4, ipv6) = (p.pair.members[1].ipv4.to_string(), p.pair.members[1].ipv6.to_string());
     p.a.must_reach(&ipv4, 10);
     p.a.ip("link add dummy0 type veth peer name dummy1");
     p.a.ip("address add 10.83.4.1/24 dev dummy0");
     p.a.ip("link set dummy0 up");
     p.a.ip("link set dummy1 up");
-    p.daemons[0].wait_for("overlaps dummy0", SECONDS(10));
+    p.pair.daemons[0].wait_for("overlaps dummy0", SECONDS(10));
     wait_until("the IPv4 address to go", SECONDS(5), || {
         p.a.addresses("sm-home").iter().all(|a| a.is_ipv6()).then_some(())
     });

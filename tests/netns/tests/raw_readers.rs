@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Lab, make_network};
+use shadowmesh_netns_tests::{Lab, Pair};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -13,23 +13,8 @@ fn tcpdump_sees_no_bad_checksum_and_no_superframe() {
     let mut lab = Lab::new("raw readers");
     let (a, b) = (lab.host("a"), lab.host("b"));
     lab.wire(&a, &["10.1.0.1/24"], &b, &["10.1.0.2/24"]);
-    let members = make_network(lab.directory(), &["one", "two"]);
-    let mut daemons = vec![];
-    for (host, member, other, address) in
-        [(&a, &members[0], "two", "10.1.0.2"), (&b, &members[1], "one", "10.1.0.1")]
-    {
-        let text = format!(
-            "listen: [\"udp://0.0.0.0:4000\"]\nnetworks: {{home: {{peers: {{{other}: {{endpoints: \
-             [\"udp://{address}:4000\"]}}}}}}}}\n"
-        );
-        std::fs::write(member.directory.join("config.yaml"), text).unwrap();
-        let environment =
-            [("SHADOWMESH_DIR", member.directory.to_str().unwrap()), ("SHADOWMESH_ALLOW_ROOT", "1")];
-        let daemon = host.spawn("daemon", Lab::binary("shadowmesh"), &["daemon"], &environment);
-        daemon.wait_for("ready", SECONDS(10));
-        daemons.push(daemon);
-    }
-    let (from, to) = (members[0].ipv4.to_string(), members[1].ipv4.to_string());
+    let pair = Pair::start(lab.directory(), [(&a, "10.1.0.1"), (&b, "10.1.0.2")], "");
+    let (from, to) = (pair.members[0].ipv4.to_string(), pair.to());
     a.must_reach(&to, 10);
     let server = b.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
     server.wait_for("listening", SECONDS(5));

@@ -7,10 +7,10 @@ use super::Node;
 use crate::Time;
 use crate::snapshot::{PeerId, Route};
 use crate::time::earlier;
-use shadowmesh_wire::SAFE_DATAGRAM;
 use shadowmesh_wire::data::{FRAGMENT_HEADER, FRAME_OVERHEAD, Kind, LaneReport, MAX_FRAME_FRAGMENTS, Probe};
 use shadowmesh_wire::handshake::LANES;
 use shadowmesh_wire::relay::RELAY_HEADER;
+use shadowmesh_wire::{DropReason, SAFE_DATAGRAM};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -339,7 +339,11 @@ impl Node {
                 && self.first_hop(&route).is_some_and(|(hop, _)| hop == to)
             {
                 let size = len.saturating_sub(relay_header(&route));
-                self.dirty |= self.peers[p].path.refused(now, size);
+                if self.peers[p].path.refused(now, size) {
+                    // More than a probe, frames too.
+                    self.drops.count(DropReason::TooLong);
+                    self.dirty = true;
+                }
             }
         }
     }

@@ -1,33 +1,16 @@
 //! The product as a contender: the shipped daemons, started as a person would.
 
-use std::path::Path;
-use std::time::Duration;
-
-use shadowmesh_netns_tests::{
-    Lab, Machine, make_home, make_network, make_relay, spawn_relay, wait_for_relay,
-};
+use shadowmesh_netns_tests::{Machine, Pair, make_home, make_relay, spawn_relay, wait_for_relay};
 
 use crate::contender::Overlay;
 use crate::net::Net;
 
-const READY: Duration = Duration::from_secs(10);
-
 /// Two daemons that know each other's address.
 pub fn direct(net: &Net, suite: &str) -> Overlay {
-    let members = make_network(net.lab.directory(), &["a", "b"]);
-    let mut overlay = Overlay::to(&members[1].ipv4.to_string());
-    for (role, end, member) in [("a", &net.a, &members[0]), ("b", &net.b, &members[1])] {
-        let other = if role == "a" { "b" } else { "a" };
-        let text = format!(
-            "listen: [\"udp://0.0.0.0:4000\"]\nnetworks:\n  home:\n    peers: {{{other}: {{endpoints: \
-             [\"udp://{}:4000\"]}}}}\n",
-            end.other
-        );
-        configure(&member.directory, &text, suite);
-        let directory = member.directory.display().to_string();
-        let environment = [("SHADOWMESH_DIR", directory.as_str()), ("SHADOWMESH_ALLOW_ROOT", "1")];
-        let daemon = end.host.spawn("daemon", Lab::binary("shadowmesh"), &["daemon"], &environment);
-        daemon.wait_for("ready", READY);
+    let ends = [&net.a, &net.b].map(|end| (&end.host, end.address));
+    let pair = Pair::start(net.lab.directory(), ends, &suites(suite));
+    let mut overlay = Overlay::to(&pair.to());
+    for (role, daemon) in ["a", "b"].into_iter().zip(pair.daemons) {
         overlay.add(role, daemon);
     }
     overlay
@@ -44,7 +27,8 @@ pub fn relayed(net: &Net, suite: &str) -> Overlay {
     wait_for_relay(&net.r);
     let machines = [&net.a, &net.b].map(|end| {
         let directory = net.lab.directory().join(end.host.name());
-        configure(&directory, "", suite);
+        std::fs::create_dir_all(&directory).expect("a directory of its own");
+        std::fs::write(directory.join("config.yaml"), suites(suite)).expect("a configuration");
         Machine { host: end.host.clone(), directory, environment: vec![] }
     });
     make_home(&machines, &urls[0], "home");
@@ -57,8 +41,7 @@ pub fn relayed(net: &Net, suite: &str) -> Overlay {
     overlay
 }
 
-fn configure(directory: &Path, text: &str, suite: &str) {
-    std::fs::create_dir_all(directory).expect("a directory of its own");
-    let text = format!("{text}crypto: {{suites: [{suite}]}}\n");
-    std::fs::write(directory.join("config.yaml"), text).expect("a configuration");
+/// The only suite that may be used.
+fn suites(suite: &str) -> String {
+    format!("crypto: {{suites: [{suite}]}}\n")
 }
