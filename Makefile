@@ -58,17 +58,20 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 mutants: ## mutants of the core that the simulator must catch
 	$(call measuring,tests/mutants/run,target/measured/mutants.json)
 
-# Of the speed, which docs/BENCHMARKS.md is then about: nine take an hour and a half.
+# Of the speed, which docs/BENCHMARKS.md is then about: nine take an hour and a half of the two that all takes.
 SPEED_ROUNDS ?= 9
-bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients, speed (root)
+bench: deps ## measured promises on the shipped programs: joining, shares, memory, handshakes, rekeys, a thousand clients, loss, bridges, the relay alone, speed (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
 	@mkdir -p target/measured
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bench
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-load
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-rekey
 	target/release/handshake-cost --report target/measured/bench-handshake.json
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-loss
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-bridge
+	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-relay
 	SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-speed --underlay gso,wire --rounds $(SPEED_ROUNDS) --page docs/BENCHMARKS.md
-	scripts/measured $(addprefix target/measured/,$(addsuffix .json,bench bench-load bench-rekey bench-handshake bench-speed))
+	scripts/measured $(addprefix target/measured/,$(addsuffix .json,bench bench-load bench-rekey bench-handshake bench-loss bench-bridge bench-relay bench-speed))
 
 bench-peers: ## installs Debian's other VPNs, which `make bench` then measures too (root)
 	@scripts/bench-peers

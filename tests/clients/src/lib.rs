@@ -10,6 +10,7 @@
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kdf::{Label, hash};
 use shadowmesh_crypto::kem;
@@ -24,7 +25,9 @@ use shadowmesh_proto::{LinkEvent, RelayLink, Rng, Time};
 use shadowmesh_wire::control::Control;
 use shadowmesh_wire::handshake::RelayGrant;
 use shadowmesh_wire::relay::{RelayHeader, TO_RELAY};
+use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,6 +139,38 @@ impl Clients {
         c.link.note_activity(now);
         let packet = c.leg.as_mut().unwrap().wrap(to, payload);
         c.put(&packet);
+    }
+
+    /// So many datagrams of one payload to another client's handle, as one message that the kernel, or nobody, cuts; `false`
+    /// when the socket takes no more.
+    pub fn burst(&mut self, from: usize, to: u64, payload: &[u8], count: usize) -> bool {
+        let now = self.now();
+        let c = &mut self.all[from];
+        c.link.note_activity(now);
+        let leg = c.leg.as_mut().unwrap();
+        let bytes: Vec<u8> = (0..count).flat_map(|_| leg.wrap(to, payload)).collect();
+        let segment = (bytes.len() / count) as u16;
+        let control = [ControlMessage::UdpGsoSegments(&segment)];
+        let (fd, relay) = (c.socket.as_raw_fd(), SockaddrStorage::from(c.relay));
+        match sendmsg(fd, &[IoSlice::new(&bytes)], &control, MsgFlags::empty(), Some(&relay)) {
+            Err(Errno::EAGAIN | Errno::ENOBUFS) => false,
+            other => other.map(|n| n == bytes.len()).unwrap(),
+        }
+    }
+
+    /// From now on the kernel may join what arrives for this client, whom only [`Clients::drain`] asks.
+    pub fn join(&mut self, i: usize) {
+        setsockopt(&self.all[i].socket, sockopt::UdpGroSegment, &true).unwrap();
+        setsockopt(&self.all[i].socket, sockopt::RcvBufForce, &(64 << 20)).unwrap();
+    }
+
+    /// Bytes that have arrived for a client, unlooked at.
+    pub fn drain(&mut self, i: usize) -> u64 {
+        let (mut buffer, mut bytes) = (vec![0; 65_536], 0);
+        while let Ok(n) = self.all[i].socket.recv(&mut buffer) {
+            bytes += n as u64;
+        }
+        bytes
     }
 
     /// A message to the relay.

@@ -24,8 +24,8 @@ pub struct Member {
 }
 
 /// Makes the network `home` with a member of each name under `directory`; the first one is its admin. All know each
-/// other's certificates.
-pub fn make_network(directory: &Path, names: &[&str]) -> Vec<Member> {
+/// other's certificates, which let them bridge so.
+pub fn make_network(directory: &Path, names: &[&str], bridge: &Bridge) -> Vec<Member> {
     let now = Clock::new().unix();
     let root = Seed::random().root_key(0).expect("a root key");
     let genesis = Genesis {
@@ -52,7 +52,7 @@ pub fn make_network(directory: &Path, names: &[&str]) -> Vec<Member> {
             not_before: now - 3600,
             not_after: now + 300 * DAY,
             serial: [n as u8; 16],
-            bridge: Bridge::default(),
+            bridge: bridge.clone(),
         };
         let body = Body::Certificate(certificate);
         let fact = Fact::sign(&root, network, node, n as u64 + 1, now - 60, &body).expect("a certificate");

@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use shadowmesh_identity::Bridge;
+use shadowmesh_identity::fact::ANY_MAC;
+
 use crate::{Host, Lab, Member, Process, make_network};
 
 /// Both names, in the order in which the ends are given.
@@ -18,13 +21,23 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// The same, whose devices are ports of that bridge on their hosts.
+    pub fn bridged(directory: &Path, ends: [(&Host, &str); 2], bridge: &str) -> Pair {
+        let any = Bridge { macs: vec![ANY_MAC], ..Bridge::default() };
+        Pair::begin(directory, ends, &any, &format!("bridge: {bridge}, "), "")
+    }
+
     /// Makes their network under `directory` and starts their daemons, each on port 4000 of the address that is given with
     /// its host (IPv6 in brackets); `more` is added to what they are configured with. They may not have met yet.
     pub fn start(directory: &Path, ends: [(&Host, &str); 2], more: &str) -> Pair {
-        let mut pair = Pair { members: make_network(directory, &NAMES), daemons: vec![] };
+        Pair::begin(directory, ends, &Bridge::default(), "", more)
+    }
+
+    fn begin(directory: &Path, ends: [(&Host, &str); 2], may: &Bridge, home: &str, more: &str) -> Pair {
+        let mut pair = Pair { members: make_network(directory, &NAMES, may), daemons: vec![] };
         for (me, other) in [(0, 1), (1, 0)] {
             let text = format!(
-                "listen: [\"udp://0.0.0.0:4000\", \"udp://[::]:4000\"]\nnetworks: {{home: {{peers: {{{}: {{endpoints: \
+                "listen: [\"udp://0.0.0.0:4000\", \"udp://[::]:4000\"]\nnetworks: {{home: {{{home}peers: {{{}: {{endpoints: \
                  [\"udp://{}:4000\"]}}}}}}}}\n{more}",
                 NAMES[other], ends[other].1
             );

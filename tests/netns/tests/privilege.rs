@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use shadowmesh_identity::Bridge;
 use shadowmesh_netns_tests::{Host, Lab, Process, make_network};
 
 /// The user and its group, as this test has them.
@@ -74,7 +75,7 @@ fn root_is_given_up_and_others_may_look_or_not_at_all() {
     let mut lab = Lab::new("privilege");
     let host = lab.host("a");
     let world = World::new(host, lab.directory(), "666");
-    let member = make_network(lab.directory(), &["one"]).remove(0);
+    let member = make_network(lab.directory(), &["one"], &Bridge::default()).remove(0);
     for directory in [lab.directory(), &member.directory] {
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
     }

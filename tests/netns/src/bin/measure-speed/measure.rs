@@ -2,12 +2,11 @@
 //! meanwhile.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde_json::Value;
-use shadowmesh_netns_tests::rss;
+use shadowmesh_netns_tests::{iperf3, received_mbit, rss};
 
 use crate::contender::Overlay;
 use crate::figures::{Found, Test};
@@ -38,7 +37,6 @@ pub struct Bench<'a> {
     net: &'a Net,
     overlay: &'a Overlay,
     time: Duration,
-    port: Cell<u16>,
 }
 
 /// What came of a UDP stream.
@@ -56,7 +54,7 @@ struct Udp {
 impl<'a> Bench<'a> {
     /// Each stream takes `time`.
     pub fn new(net: &'a Net, overlay: &'a Overlay, time: Duration) -> Bench<'a> {
-        Bench { net, overlay, time, port: Cell::new(5300) }
+        Bench { net, overlay, time }
     }
 
     /// Memory before anything was sent.
@@ -119,7 +117,7 @@ impl<'a> Bench<'a> {
         let after = self.cpu();
         let received = &said["end"]["sum_received"];
         let gigabytes = number(received, "bytes") / 1e9;
-        found.insert(key.into(), number(received, "bits_per_second") / 1e6);
+        found.insert(key.into(), received_mbit(&said));
         if self.overlay.daemons.is_empty() {
             return;
         }
@@ -195,22 +193,7 @@ impl<'a> Bench<'a> {
 
     /// Runs iperf3 on a against one on b, and something else meanwhile. Returns what it says.
     fn iperf(&self, arguments: &[&str], time: Duration, meanwhile: impl FnOnce()) -> Value {
-        self.port.set(self.port.get() + 1);
-        let (port, time_text) = (self.port.get().to_string(), time.as_secs().to_string());
-        let label = format!("iperf3-{port}");
-        let serve = ["-s", "-1", "--forceflush", "-p", &port];
-        let server = self.net.b.host.spawn(&label, "iperf3", &serve, &[]);
-        server.wait_for("listening", Duration::from_secs(5));
-        let ask = ["-J", "--connect-timeout", "3000", "-c", &self.overlay.to, "-p", &port, "-t", &time_text];
-        let client = self.net.a.host.spawn(&label, "iperf3", &[&ask, arguments].concat(), &[]);
-        meanwhile();
-        client.wait(time + Duration::from_secs(12));
-        let said = client.output();
-        // Warnings come before.
-        let json = said.find('{').map_or("", |start| &said[start..]);
-        let value: Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("iperf3: {e}: {said}"));
-        assert!(value["error"].is_null(), "iperf3: {}", value["error"]);
-        value
+        iperf3(&self.net.a.host, &self.net.b.host, &self.overlay.to, arguments, time, meanwhile)
     }
 
     /// Memory of the larger of the two daemons, in MiB.
