@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers soak blind crash hostile revocation
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers micro soak blind crash hostile revocation
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench: deps ## measured promises on the shipped programs: joining, shares, memor
 
 bench-peers: ## installs Debian's other VPNs, which `make bench` then measures too (root)
 	@scripts/bench-peers
+
+micro: deps ## instructions (callgrind) and times of the pieces of the hot path (root)
+	tests/micro/run
 
 SOAK_SECONDS ?= 3600
 soak: deps ## an hour at full speed, each byte checked by hash, memory watched, SOAK_SECONDS=3600 (root)
