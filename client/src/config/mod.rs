@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// The smallest and largest MTU of a device.
 pub const MTU: std::ops::RangeInclusive<u16> = 1280..=9216;
+/// Threads that data can move on, for each direction: a session has lanes for three.
+pub const MAX_DATA_THREADS: u8 = shadowmesh_proto::THREADS as u8 - 1;
 /// Between rekeys.
 pub const REKEY: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
 
@@ -32,8 +34,8 @@ pub struct Config {
     pub port_mapping: bool,
     /// Look for members on the same network.
     pub lan_discovery: bool,
-    /// Data moves on threads of its own; `None`: where there are cores for them.
-    pub data_threads: Option<bool>,
+    /// Threads that data moves on, for each direction, 0 for none of their own; `None`: as there are cores for them.
+    pub data_threads: Option<u8>,
     /// Ciphers and keys.
     pub crypto: Crypto,
     /// What differs for a network, by its name.
@@ -354,7 +356,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.operator, Some(Operator::Uid(1000)));
-        assert!(!config.port_mapping && config.data_threads == Some(false));
+        assert!(!config.port_mapping && config.data_threads == Some(0));
         assert_eq!(config.crypto.rekey, Duration::from_secs(90));
         assert_eq!(config.network(&"home".parse().unwrap()).interface, "tap0");
         assert_eq!(config.networks.values().next().unwrap().peers.values().next().unwrap().len(), 2);

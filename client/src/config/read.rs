@@ -1,6 +1,6 @@
 //! From the file's text to the checked configuration.
 
-use super::{Accept, Config, Log, LogFormat, MTU, Network, Operator, PeerName, REKEY};
+use super::{Accept, Config, Log, LogFormat, MAX_DATA_THREADS, MTU, Network, Operator, PeerName, REKEY};
 use serde::Deserialize;
 use serde_saphyr::{Spanned, options};
 use shadowmesh_control::{Exit, Problem};
@@ -190,11 +190,18 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     if let Some(on) = at.flag("lan_discovery", raw.lan_discovery)? {
         at.config.lan_discovery = on;
     }
-    let threads = |t: &str| {
-        let words = [("auto", None), ("on", Some(true)), ("off", Some(false))];
-        words.iter().find(|(k, _)| *k == t).map(|(_, v)| *v)
+    let threads = |t: &str| match t {
+        "auto" => Some(None),
+        "off" => Some(Some(0)),
+        "on" => Some(Some(1)),
+        n => n.parse().ok().filter(|n| (1..=MAX_DATA_THREADS).contains(n)).map(Some),
     };
-    if let Some(threads) = at.one("data_threads", raw.data_threads, "auto, on or off", threads)? {
+    if let Some(threads) = at.one(
+        "data_threads",
+        raw.data_threads,
+        "auto, off, or how many for each direction, 1 to 3",
+        threads,
+    )? {
         at.config.data_threads = threads;
     }
     crypto(&mut at, raw.crypto.unwrap_or_default())?;

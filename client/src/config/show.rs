@@ -27,7 +27,7 @@ pub(super) fn yaml(config: &Config) -> String {
     out.key(0, "relays", "relays", list(config.relays.iter().map(|r| quoted(r.to_string())).collect()));
     out.key(0, "port_mapping", "port_mapping", if config.port_mapping { "auto" } else { "off" }.into());
     out.key(0, "lan_discovery", "lan_discovery", config.lan_discovery.to_string());
-    out.key(0, "data_threads", "data_threads", threads(config).into());
+    out.key(0, "data_threads", "data_threads", threads(config));
     out.head(0, "crypto");
     out.key(
         1,
@@ -192,10 +192,10 @@ pub(super) fn json(config: &Config) -> Value {
     })
 }
 
-fn threads(config: &Config) -> &'static str {
+fn threads(config: &Config) -> String {
     match config.data_threads {
-        None => "auto",
-        Some(true) => "on",
-        Some(false) => "off",
+        None => "auto".into(),
+        Some(0) => "off".into(),
+        Some(n) => n.to_string(),
     }
 }

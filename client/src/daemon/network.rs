@@ -1,7 +1,7 @@
 //! One network of the daemon: its device and sockets, its addresses, what is shown of it.
 
 use crate::cli::print::age;
-use crate::config::{self, Config, PeerName};
+use crate::config::{self, Config, MAX_DATA_THREADS, PeerName};
 use crate::engine::{Engine, Inside, LARGEST_DATAGRAM, Setup};
 use crate::state::{self, Meta, NetworkState, Saved, State};
 use shadowmesh_control::{Exit, NetworkStatus, PeerStatus, Problem, RelayStatus, date, rfc3339, with_dates};
@@ -13,6 +13,7 @@ use shadowmesh_host::udp::{Udp, UdpError};
 use shadowmesh_identity::fact::Roles;
 use shadowmesh_identity::{DAY, Fact, Genesis, Invalid, Name, NetworkId, NodeId, Roster};
 use shadowmesh_proto::{NodeConfig, Route, Time};
+use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tracing::warn;
 /// Frames that wait in the kernel for us: 10 ms at 50,000 a second, as long as a busy machine may keep us waiting. Local TCP
 /// does not fill it (two superframes a stream), and loaded ping is the same with 64 of them.
 const TXQUEUELEN: u32 = 500;
-/// From so many cores on, the data half has threads of its own; with fewer, those who use the network need them.
+/// For each so many cores, data has a thread of its own in each direction; the others are for those who use the network.
 const DATA_THREAD_CORES: usize = 4;
 
 /// Seconds that clocks may differ by before it is worth a word.
@@ -108,15 +109,20 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
     if let Some(bridge) = &wanted.bridge {
         may_bridge(name, &saved, &node, bridge)?;
     }
-    let udp = bind(config, &mut meta)?;
+    let threads = data_threads(config);
+    let queues = threads.max(1);
+    let udp = bind(config, &mut meta, queues)?;
     files.save_meta(&meta).map_err(|e| state::problem(&e))?;
-    let options =
-        TapOptions { mtu: wanted.mtu, mac: node.mac(), vnet: true, queues: 1, txqueuelen: TXQUEUELEN };
+    let options = TapOptions { mtu: wanted.mtu, mac: node.mac(), vnet: true, queues, txqueuelen: TXQUEUELEN };
     let tap = Tap::open(&wanted.interface, options).map_err(|e| {
         let exit = if matches!(e, TapError::NoPrivilege) { Exit::NotPermitted } else { Exit::Failed };
         let p = Problem::new(exit, e.to_string());
         if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh up") } else { p }
     })?;
+    let mut taps = vec![tap];
+    while taps.len() < usize::from(queues) {
+        taps.push(taps[0].another_queue().map_err(|e| Problem::failed(e.to_string()))?);
+    }
     let endpoints = endpoints(&wanted, &id, &saved.facts, node);
     let root = meta.root.map(|n| seed.root_key(n)).transpose();
     let root = root.map_err(|e| Problem::failed(format!("the root key could not be made: {e}")))?;
@@ -136,7 +142,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         // For measurements: the race that is otherwise rare.
         rekey_both: std::env::var_os("SHADOWMESH_REKEY_BOTH").is_some(),
         endpoints,
-        data_threads: 1,
+        data_threads: queues.into(),
         seed: *Secret::<32>::random().expose(),
     };
     let listen = udp.local_addrs();
@@ -153,9 +159,14 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         warnings: vec![],
         ipv4: None,
     };
+    Ok((network, Setup { node: node_config, taps, udp, files, threads: threads > 0 }))
+}
+
+/// Threads that data moves on, for each direction.
+fn data_threads(config: &Config) -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = config.data_threads.unwrap_or(cores >= DATA_THREAD_CORES);
-    Ok((network, Setup { node: node_config, tap, udp, files, threads }))
+    let auto = (cores / DATA_THREAD_CORES).min(MAX_DATA_THREADS.into()) as u16;
+    config.data_threads.map_or(auto, u16::from)
 }
 
 /// The certificate lets this machine bridge; what it does not let it, the others would drop.
@@ -176,16 +187,17 @@ fn may_bridge(name: &Name, saved: &Saved, node: &NodeId, bridge: &str) -> Result
 }
 
 /// The sockets. A port that was chosen once is asked for again, so that what routers and peers learnt stays true.
-fn bind(config: &Config, meta: &mut Meta) -> Result<Udp, Problem> {
+fn bind(config: &Config, meta: &mut Meta, queues: u16) -> Result<Udp, Problem> {
+    let bind = |addresses: &[SocketAddr]| Udp::bind_divided(addresses, queues.into(), RELAY_HEADER);
     let chosen = config.listen.iter().any(|a| a.port() == 0);
     let with = |port: u16| {
         let one = |a: &SocketAddr| SocketAddr::new(a.ip(), if a.port() == 0 { port } else { a.port() });
         config.listen.iter().map(one).collect::<Vec<_>>()
     };
-    let kept = if chosen && meta.port != 0 { Some(Udp::bind(&without_ipv6(with(meta.port)))) } else { None };
+    let kept = if chosen && meta.port != 0 { Some(bind(&without_ipv6(with(meta.port)))) } else { None };
     let bound = match kept {
         Some(Ok(udp)) => Ok(udp),
-        Some(Err(UdpError::InUse(_))) | None => Udp::bind(&with(0)),
+        Some(Err(UdpError::InUse(_))) | None => bind(&with(0)),
         Some(Err(e)) => Err(e),
     };
     let udp = bound.map_err(|e| {

@@ -4,7 +4,7 @@
 
 use shadowmesh_host::wake::Waker;
 use shadowmesh_proto::batch::Drops;
-use shadowmesh_proto::{DataHalf, Inbound, Install, Outbound, PeerId, Snapshot, Time, Up};
+use shadowmesh_proto::{DataHalf, Inbound, Install, Outbound, PeerId, Snapshot, Time, To, Up};
 use shadowmesh_wire::DropReason;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,31 +83,46 @@ impl Mailbox {
 
 /// The data half as the node's thread sees it.
 pub struct Mailboxes {
-    /// The sending half's.
-    pub tx: Arc<Mailbox>,
-    /// The receiving half's.
-    pub rx: Arc<Mailbox>,
+    /// The sending halves': of threads 1 and up.
+    pub tx: Vec<Arc<Mailbox>>,
+    /// The receiving halves', by their number.
+    pub rx: Vec<Arc<Mailbox>>,
 }
 
 impl DataHalf for Mailboxes {
     fn install(&mut self, install: Install) {
-        let to = if install.is_for_sealer() { &self.tx } else { &self.rx };
-        to.put(|mail| mail.installs.push(install));
+        let to = match install.to() {
+            To::Sealer(thread) => thread.checked_sub(1).and_then(|n| self.tx.get(n)),
+            To::Opener(n) => self.rx.get(n),
+            To::Openers => {
+                for other in &self.rx[1..] {
+                    install.duplicate().into_iter().for_each(|i| other.put(|mail| mail.installs.push(i)));
+                }
+                self.rx.first()
+            }
+        };
+        if let Some(to) = to {
+            to.put(|mail| mail.installs.push(install));
+        }
     }
 
     fn publish(&mut self, _now: Time, snapshot: Arc<Snapshot>) {
-        self.tx.put(|mail| mail.snapshot = Some(snapshot.clone()));
-        self.rx.put(|mail| mail.snapshot = Some(snapshot));
+        for half in self.tx.iter().chain(&self.rx) {
+            half.put(|mail| mail.snapshot = Some(snapshot.clone()));
+        }
     }
 
     fn drops(&self) -> Drops {
-        let mut all = lock(&self.tx.counts).0.clone();
-        all.add(&lock(&self.rx.counts).0);
+        let mut all = Drops::default();
+        self.tx.iter().chain(&self.rx).for_each(|half| all.add(&lock(&half.counts).0));
         all
     }
 
     fn traffic(&self, peer: PeerId) -> ((u64, u64), (u64, u64)) {
-        let of = |mailbox: &Mailbox| lock(&mailbox.counts).1.get(&peer).copied().unwrap_or_default();
+        let of = |halves: &[Arc<Mailbox>]| {
+            let each = halves.iter().filter_map(|half| lock(&half.counts).1.get(&peer).copied());
+            each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        };
         (of(&self.tx), of(&self.rx))
     }
 }

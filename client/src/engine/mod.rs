@@ -19,7 +19,7 @@ use beside::Found;
 use device::Device;
 use mailbox::{Mailbox, Mailboxes, Ups};
 use outbox::Outbox;
-use receiving::Receiving;
+use receiving::{HANDED, Hand, Receiving};
 use sending::{Sending, now};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
@@ -30,7 +30,9 @@ use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::batch::{Drops, RxBatch, TxBatch};
 use shadowmesh_proto::handshake::Source;
-use shadowmesh_proto::{Endpoint, Event, Inbound, Node, NodeConfig, Outbound, Sealer, Time, Up, Work};
+use shadowmesh_proto::{
+    Endpoint, Event, Inbound, Node, NodeConfig, Opener, Outbound, Sealer, Time, Up, Work,
+};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::{HashMap, HashSet};
@@ -86,8 +88,8 @@ pub enum End {
 pub struct Setup {
     /// The node's own.
     pub node: NodeConfig,
-    /// The device.
-    pub tap: Tap,
+    /// The device: a queue of it for each pair of data threads, one without.
+    pub taps: Vec<Tap>,
     /// The sockets.
     pub udp: Udp,
     /// Where state is kept.
@@ -309,48 +311,72 @@ impl Loop {
         jobs: SyncSender<Work>,
     ) -> io::Result<Self> {
         let clock = Clock::new();
-        let frame = if setup.tap.options().vnet { SUPERFRAME } else { setup.node.mtu + FRAME_OVERHEAD };
+        let vnet = setup.taps.iter().all(|t| t.options().vnet);
+        let frame = if vnet { SUPERFRAME } else { setup.node.mtu + FRAME_OVERHEAD };
         let mut fragment = [0; 4];
         fragment.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
         let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
         setup.udp.use_offloads();
-        let (udp, device) = (Arc::new(setup.udp), Device::new(setup.tap));
+        let udp = Arc::new(setup.udp);
+        let devices: Vec<Device> = setup.taps.into_iter().map(Device::new).collect();
+        let Some(device) = devices.first().cloned() else { return Err(io::ErrorKind::NotFound.into()) };
         let (up, ups) = sync_channel(UPS);
-        let wakers = if setup.threads { [Some(Waker::new()?), Some(Waker::new()?)] } else { [None, None] };
-        let [tx, rx] = wakers.clone().map(Mailbox::new);
         let (snapshot, up) = (node.snapshot(), Ups::new(up, waker.clone()));
-        let batch = TxBatch::new(TX_FRAMES, frame, TX_MEMORY);
-        let sending = Sending {
-            outbound: Outbound::new(Sealer::new(1, u32::from_be_bytes(fragment)), snapshot.clone(), batch),
-            device: device.clone(),
-            udp: udp.clone(),
-            out: Outbox::default(),
-            mailbox: tx.clone(),
-            ups: up.clone(),
-            drops: Drops::default(),
-            clock,
-        };
-        let receiving = Receiving {
-            inbound: Inbound::new(snapshot.clone(), RxBatch::new(RX_MEMORY)),
-            device: device.clone(),
-            udp: udp.clone(),
-            mailbox: rx.clone(),
-            ups: up,
-            drops: Drops::default(),
-            clock,
-        };
-        let data = match wakers {
-            [Some(tx), Some(rx)] => {
-                start(setup.files.name().as_str(), sending, receiving, [tx, rx], &found, &waker)?
+        let pairs = devices.len();
+        let (mut mailboxes, mut halves) = (Mailboxes { tx: vec![], rx: vec![] }, vec![]);
+        let (mut hands, mut inboxes, mut wakers) = (vec![], vec![], vec![]);
+        for _ in 0..pairs {
+            let pair =
+                setup.threads.then(|| Ok::<_, io::Error>([Waker::new()?, Waker::new()?])).transpose()?;
+            let (to, handed) = sync_channel(HANDED);
+            if let Some([_, rx]) = &pair {
+                hands.push(Hand { to, waker: rx.clone() });
             }
-            _ => Data::Here(Box::new((sending, receiving))),
+            inboxes.push(handed);
+            wakers.push(pair);
+        }
+        for (n, ((device, handed), pair)) in devices.into_iter().zip(inboxes).zip(&wakers).enumerate() {
+            let [tx, rx] = [0, 1].map(|half| Mailbox::new(pair.as_ref().map(|p| p[half].clone())));
+            let batch = TxBatch::new(TX_FRAMES, frame, TX_MEMORY);
+            // Apart, so that frame ids of two threads do not meet.
+            let ids = u32::from_be_bytes(fragment).wrapping_add((n as u32) << 30);
+            let sending = Sending {
+                outbound: Outbound::new(Sealer::new(n + 1, ids), snapshot.clone(), batch),
+                device: device.clone(),
+                udp: udp.clone(),
+                out: Outbox::default(),
+                mailbox: tx.clone(),
+                ups: up.clone(),
+                drops: Drops::default(),
+                clock,
+            };
+            let opener = Opener::of(n, pairs);
+            let receiving = Receiving {
+                queue: if pairs > 1 { Queue::Part(n) } else { Queue::Sessions },
+                others: hands.clone(),
+                handed,
+                inbound: Inbound::new(opener, snapshot.clone(), RxBatch::new(RX_MEMORY)),
+                device,
+                udp: udp.clone(),
+                mailbox: rx.clone(),
+                ups: up.clone(),
+                drops: Drops::default(),
+                clock,
+            };
+            mailboxes.tx.push(tx);
+            mailboxes.rx.push(rx);
+            halves.push((sending, receiving));
+        }
+        let data = match wakers.into_iter().collect::<Option<Vec<_>>>() {
+            Some(wakers) => start(setup.files.name().as_str(), halves, wakers, &found, &waker)?,
+            None => halves.pop().map(|pair| Data::Here(Box::new(pair))).ok_or(io::ErrorKind::NotFound)?,
         };
         Ok(Loop {
-            endpoint: Endpoint::new(node, Mailboxes { tx, rx }),
+            endpoint: Endpoint::new(node, mailboxes),
             data,
             ups,
-            strangers: Inbound::new(snapshot, RxBatch::new(STRANGERS_BATCH * DATAGRAM)),
+            strangers: Inbound::new(Opener::new(), snapshot, RxBatch::new(STRANGERS_BATCH * DATAGRAM)),
             clock,
             device,
             udp,
@@ -470,7 +496,7 @@ impl Loop {
         self.udp.recv(memory, DATAGRAM, list, Queue::Strangers)?;
         let now = self.now();
         let mut ups = vec![];
-        self.strangers.open(now, |_| {}, |up| ups.push(up));
+        self.strangers.open(now, |_| (), |_, _, _| (), |up| ups.push(up));
         for up in ups {
             self.endpoint.handle_up(now, up);
             self.drain();
@@ -654,20 +680,20 @@ fn step((sending, receiving): &mut (Sending, Receiving), sockets: bool, device: 
 /// Starts the data half's threads.
 fn start(
     network: &str,
-    mut sending: Sending,
-    mut receiving: Receiving,
-    [tx, rx]: [Waker; 2],
+    halves: Vec<(Sending, Receiving)>,
+    wakers: Vec<[Waker; 2]>,
     found: &SyncSender<Found>,
     waker: &Waker,
 ) -> io::Result<Data> {
     let stop = Arc::new(AtomicBool::new(false));
     type Body = Box<dyn FnMut(&Waker, &AtomicBool) -> io::Result<()> + Send>;
-    let halves: [(&str, Waker, Body); 2] = [
-        ("tx", tx, Box::new(move |waker, stop| sending.run(waker, stop))),
-        ("rx", rx, Box::new(move |waker, stop| receiving.run(waker, stop))),
-    ];
+    let mut bodies: Vec<(String, Waker, Body)> = vec![];
+    for (n, ((mut sending, mut receiving), [tx, rx])) in halves.into_iter().zip(wakers).enumerate() {
+        bodies.push((format!("tx{n}"), tx, Box::new(move |waker, stop| sending.run(waker, stop))));
+        bodies.push((format!("rx{n}"), rx, Box::new(move |waker, stop| receiving.run(waker, stop))));
+    }
     let mut threads = vec![];
-    for (name, wake, mut body) in halves {
+    for (name, wake, mut body) in bodies {
         let (found, waker, stop, own) = (found.clone(), waker.clone(), stop.clone(), wake.clone());
         let thread = std::thread::Builder::new().name(format!("sm-{name}-{network}")).spawn(move || {
             if let Err(e) = body(&own, &stop) {

@@ -8,17 +8,38 @@ use shadowmesh_host::udp::{JOINED, Queue, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_proto::batch::Drops;
 use shadowmesh_proto::{Inbound, Time};
+use shadowmesh_wire::DropReason;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 /// What was counted is told so long after something came.
 const COUNTED: Duration = Duration::from_millis(100);
 
+/// Datagrams from other receiving halves that wait at most; then they are dropped.
+pub const HANDED: usize = 256;
+
+/// A datagram for another receiving half, and from where it came.
+pub type Handed = (SocketAddr, Vec<u8>);
+
+/// The way to another receiving half.
+#[derive(Clone)]
+pub struct Hand {
+    pub to: SyncSender<Handed>,
+    pub waker: Waker,
+}
+
 /// The receiving half with all that it needs.
 pub struct Receiving {
+    /// What the sockets give to it.
+    pub queue: Queue,
+    /// To the others, by number; none when it is alone.
+    pub others: Vec<Hand>,
+    pub handed: Receiver<Handed>,
     pub inbound: Inbound,
     pub device: Device,
     pub udp: Arc<Udp>,
@@ -34,19 +55,41 @@ impl Receiving {
         let batch = self.inbound.batch();
         batch.join(self.device.takes_superframes());
         let (memory, list) = batch.space();
-        if self.udp.recv(memory, JOINED, list, Queue::Sessions)? == 0 {
+        if self.udp.recv(memory, JOINED, list, self.queue)? == 0 {
             return Ok(false);
         }
+        self.open()?;
+        Ok(true)
+    }
+
+    /// What other receiving halves have handed on.
+    fn take_handed(&mut self) -> io::Result<()> {
+        let batch = self.inbound.batch();
+        batch.join(self.device.takes_superframes());
+        while let Ok((from, datagram)) = self.handed.try_recv() {
+            if !batch.push(from, &datagram) {
+                self.drops.count(DropReason::QueueFull);
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.open() }
+    }
+
+    fn open(&mut self) -> io::Result<()> {
         self.mailbox.deliver_to_inbound(&mut self.inbound);
         let now = now(&self.clock);
-        let (device, drops, ups) = (&mut self.device, &mut self.drops, &self.ups);
-        let (mut gone, mut overflow) = (None, Drops::default());
+        let (device, drops, ups, others) = (&mut self.device, &mut self.drops, &self.ups, &self.others);
+        let (mut gone, mut overflow, mut unheard) = (None, Drops::default(), Drops::default());
         let deliver = |frame: shadowmesh_proto::batch::Delivered<'_>| {
             gone = device.write(&frame, drops).err().or(gone.take());
         };
-        self.inbound.open(now, deliver, |up| ups.send(up, &mut overflow));
+        let hand = |other: usize, from, bytes: &[u8]| match others.get(other) {
+            Some(other) if other.to.try_send((from, bytes.to_vec())).is_ok() => other.waker.wake(),
+            _ => unheard.count(DropReason::QueueFull),
+        };
+        self.inbound.open(now, deliver, hand, |up| ups.send(up, &mut overflow));
         self.drops.add(&overflow);
-        gone.map_or(Ok(true), Err)
+        self.drops.add(&unheard);
+        gone.map_or(Ok(()), Err)
     }
 
     /// When to call [`Receiving::handle_timeout`].
@@ -79,12 +122,13 @@ impl Receiving {
             let due = [count_at, self.deadline()].into_iter().flatten().min();
             let timeout = due.map(|at| at.since(now(&self.clock)));
             let mut fds = vec![(waker.as_fd(), Interest::Read)];
-            fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
+            fds.extend(self.udp.fds(self.queue).map(|fd| (fd, Interest::Read)));
             let ready = poller.wait(&fds, timeout)?;
             drop(fds);
             if ready.readable(0) {
                 waker.clear();
                 self.mailbox.deliver_to_inbound(&mut self.inbound);
+                self.take_handed()?;
             }
             if self.step()? && count_at.is_none() {
                 count_at = Some(now(&self.clock) + COUNTED);

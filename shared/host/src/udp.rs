@@ -40,6 +40,8 @@ const BUFFER: usize = 4 << 20;
 pub enum Queue {
     /// What claims to be of a session; all, where the kernel does not divide.
     Sessions,
+    /// Of these, what the kernel gives to the reader with this number ([`Udp::bind_divided`]).
+    Part(usize),
     /// What is left: handshakes, and anything.
     Strangers,
     /// One after the other.
@@ -48,9 +50,15 @@ pub enum Queue {
 
 impl Queue {
     fn of(self, socket: &Socket) -> impl Iterator<Item = &OwnedFd> {
-        let sessions = (self != Queue::Strangers).then_some(&socket.fd);
-        let strangers = if self == Queue::Sessions { None } else { socket.strangers.as_ref() };
-        sessions.into_iter().chain(strangers)
+        let sessions = match self {
+            Queue::Sessions | Queue::Both => &socket.sessions[..],
+            Queue::Part(n) => socket.sessions.get(n..=n).unwrap_or_default(),
+            // Where the kernel does not divide, the only one is not theirs alone.
+            Queue::Strangers => &[],
+        };
+        let strangers =
+            if matches!(self, Queue::Strangers | Queue::Both) { socket.strangers.as_ref() } else { None };
+        sessions.iter().chain(strangers)
     }
 }
 
@@ -80,8 +88,9 @@ pub enum UdpError {
 }
 
 struct Socket {
-    /// Sends, and receives what claims to be of a session; all, where the kernel does not divide.
-    fd: OwnedFd,
+    /// They receive what claims to be of a session; all, where the kernel does not divide, and then it is one. The first
+    /// sends.
+    sessions: Vec<OwnedFd>,
     /// Receives what is left.
     strangers: Option<OwnedFd>,
     local: SocketAddr,
@@ -141,6 +150,14 @@ impl Udp {
     /// possible; [`Udp::local_addrs`] tells it. `[::]` beside other addresses is left out where the machine
     /// has no IPv6.
     pub fn bind(addresses: &[SocketAddr]) -> Result<Udp, UdpError> {
+        Udp::bind_divided(addresses, 1, 0)
+    }
+
+    /// The same, where what claims to be of a session is divided among `parts` readers (8 at most), by the low four bits of
+    /// its first four bytes, or, if it begins with 0xc1, of those after `behind` bytes: a packet's index, behind a relay
+    /// header or not. It may all the same be another reader's: the kernel joins what it has not looked at.
+    pub fn bind_divided(addresses: &[SocketAddr], parts: usize, behind: usize) -> Result<Udp, UdpError> {
+        let open = |address| open(address, parts.clamp(1, 8), behind);
         let mut sockets: Vec<Socket> = Vec::new();
         let mut chosen = 0;
         for &address in addresses {
@@ -199,7 +216,9 @@ impl Udp {
     pub fn use_offloads(&mut self) {
         for s in &self.sockets {
             // Without it each datagram comes by itself.
-            let _older_kernel = mmsg::set_int(&s.fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+            for fd in &s.sessions {
+                let _older_kernel = mmsg::set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+            }
         }
         self.join = AtomicBool::new(true);
     }
@@ -278,7 +297,7 @@ impl Udp {
             let most = if apart > done { apart - done } else { list.len() };
             // As many as go through one socket in one call.
             let run = list[done..].iter().take(most).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
-            match mmsg::send(self.sockets[index].fd.as_fd(), &list[done..done + run], join) {
+            match mmsg::send(self.sockets[index].sessions[0].as_fd(), &list[done..done + run], join) {
                 Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
                 Ok(n) => done += n,
                 Err((Errno::EINTR, _)) => {}
@@ -351,8 +370,8 @@ fn send_error(e: Errno) -> SendError {
     }
 }
 
-fn open(address: SocketAddr) -> Result<Socket, UdpError> {
-    open_raw(address).map_err(|e| match e {
+fn open(address: SocketAddr, parts: usize, behind: usize) -> Result<Socket, UdpError> {
+    open_raw(address, parts, behind).map_err(|e| match e {
         Errno::EADDRINUSE => UdpError::InUse(address),
         Errno::EACCES | Errno::EPERM => UdpError::NoPrivilege(address),
         Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT => UdpError::NoAddress(address),
@@ -360,7 +379,7 @@ fn open(address: SocketAddr) -> Result<Socket, UdpError> {
     })
 }
 
-fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
+fn open_raw(address: SocketAddr, parts: usize, behind: usize) -> nix::Result<Socket> {
     // Bound without sharing, so that a port that is in use is found out; opened for sharing only then, which lets nobody in
     // but programs of the same user (socket(7)).
     let strangers = bound(address, false)?;
@@ -370,13 +389,16 @@ fn open_raw(address: SocketAddr) -> nix::Result<Socket> {
         (_, Some(a)) => SocketAddr::V6(SocketAddrV6::from(*a)),
         _ => address,
     };
-    let divided = setsockopt(&strangers, sockopt::ReusePort, &true)
-        .and_then(|()| bound(local, true))
-        .and_then(|fd| mmsg::divide(&fd).map(|()| fd));
-    Ok(match divided {
-        Ok(fd) => Socket { fd, strangers: Some(strangers), local },
+    let divided = || -> nix::Result<Vec<OwnedFd>> {
+        setsockopt(&strangers, sockopt::ReusePort, &true)?;
+        let sessions = (0..parts).map(|_| bound(local, true)).collect::<nix::Result<Vec<_>>>()?;
+        mmsg::divide(&sessions[0], parts, behind)?;
+        Ok(sessions)
+    };
+    Ok(match divided() {
+        Ok(sessions) => Socket { sessions, strangers: Some(strangers), local },
         // One queue for all, as before Linux 4.5 and in some sandboxes.
-        Err(_) => Socket { fd: strangers, strangers: None, local },
+        Err(_) => Socket { sessions: vec![strangers], strangers: None, local },
     })
 }
 

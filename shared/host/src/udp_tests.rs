@@ -167,7 +167,7 @@ fn buffers_are_large_and_the_receive_order_is_fair() {
         }
     }
     assert!(six_after.is_some_and(|r| r <= 1), "{six_after:?}");
-    let size = nix::sys::socket::getsockopt(&b.sockets[0].fd, sockopt::RcvBuf).unwrap();
+    let size = nix::sys::socket::getsockopt(&b.sockets[0].sessions[0], sockopt::RcvBuf).unwrap();
     if nix::unistd::geteuid().is_root() {
         assert!(size >= 2 * BUFFER, "{size}");
     }
@@ -203,4 +203,35 @@ fn strangers_and_sessions_do_not_fill_each_others_queue() {
     wait(&b);
     let mut batch = RecvBatch::new(64, 2048);
     assert_eq!(b.recv_batch(&mut batch, Queue::Strangers).unwrap(), 1);
+}
+
+/// What claims to be of a session goes to the reader that the low four bits of its index name, behind a relay header or not;
+/// to any of them when they name none; strangers to neither.
+#[test]
+fn sessions_are_divided_among_readers() {
+    const BEHIND: usize = 24;
+    let any = [local("127.0.0.1:0"), local("[::1]:0")];
+    let (a, b) = (both(), Udp::bind_divided(&any, 3, BEHIND).unwrap());
+    let mut batch = RecvBatch::new(64, 2048);
+    for to in b.local_addrs() {
+        for low in 0..16u8 {
+            let mut direct = vec![0x80, 1, 2, 0xf0 | low, 9, 9, 9];
+            let relayed = [&[0xc1; BEHIND][..], &direct].concat();
+            for sent in [&direct, &relayed] {
+                a.send_to(to, sent).unwrap();
+                wait(&b);
+                let part = if low < 3 { usize::from(low) } else { 0 };
+                for queue in [Queue::Strangers, Queue::Part((part + 1) % 3), Queue::Part((part + 2) % 3)] {
+                    assert_eq!(b.recv_batch(&mut batch, queue).unwrap(), 0, "{low} in {queue:?}");
+                }
+                assert_eq!(b.recv_batch(&mut batch, Queue::Part(part)).unwrap(), 1);
+                assert!(batch.iter().all(|(_, bytes)| bytes == &sent[..]));
+            }
+            direct[0] = 0x41;
+            a.send_to(to, &direct).unwrap();
+            wait(&b);
+            assert_eq!(b.recv_batch(&mut batch, Queue::Sessions).unwrap(), 0);
+            assert_eq!(b.recv_batch(&mut batch, Queue::Strangers).unwrap(), 1);
+        }
+    }
 }

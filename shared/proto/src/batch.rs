@@ -227,6 +227,8 @@ pub struct RxBatch {
     pub(crate) upcalls: Vec<RawUpcall>,
     /// Hosts behind peers that were heard for the first time, from elsewhere, or again after a while.
     pub(crate) stations: Vec<([u8; 6], PeerId)>,
+    /// Datagrams whose lane another opener has.
+    pub(crate) elsewhere: Vec<(usize, SocketAddr, Range<usize>)>,
 }
 
 #[derive(Debug, Clone)]
@@ -288,6 +290,7 @@ impl RxBatch {
             reassembled: Vec::new(),
             upcalls: Vec::new(),
             stations: Vec::new(),
+            elsewhere: Vec::new(),
         }
     }
 
@@ -405,6 +408,11 @@ impl RxBatch {
         &self.stations
     }
 
+    /// Datagrams for other openers: whose, from where.
+    pub fn elsewhere(&self) -> impl Iterator<Item = (usize, SocketAddr, &[u8])> {
+        self.elsewhere.iter().map(|(owner, from, range)| (*owner, *from, &self.memory[range.clone()]))
+    }
+
     /// No datagram in it.
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
@@ -420,6 +428,7 @@ impl RxBatch {
         self.reassembled.clear();
         self.upcalls.clear();
         self.stations.clear();
+        self.elsewhere.clear();
     }
 }
 

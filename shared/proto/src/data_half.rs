@@ -23,6 +23,8 @@ pub enum Up {
     Received(Vec<LaneStats>),
     /// What went out from `since` on: the peers, the largest datagram for each, and the greatest counter of any lane.
     Sent {
+        /// By which sealer.
+        thread: usize,
         /// When the first of it went.
         since: Time,
         /// For [`crate::Node::handle_sent`].
@@ -97,7 +99,7 @@ impl Outbound {
     pub fn handle_timeout(&mut self, now: Time, mut up: impl FnMut(Up)) {
         if let Some(at) = self.stats_at.take_if(|at| now >= *at) {
             let (largest, most_sealed) = (self.sealer.take_largest(), self.sealer.most_sealed());
-            up(Up::Sent { since: at - STATS, largest, most_sealed });
+            up(Up::Sent { thread: self.sealer.thread(), since: at - STATS, largest, most_sealed });
         }
     }
 
@@ -117,8 +119,8 @@ pub struct Inbound {
 
 impl Inbound {
     /// Opens what is put into this batch.
-    pub fn new(snapshot: Arc<Snapshot>, batch: RxBatch) -> Self {
-        Inbound { opener: Opener::new(), snapshot, batch, stats_at: None }
+    pub fn new(opener: Opener, snapshot: Arc<Snapshot>, batch: RxBatch) -> Self {
+        Inbound { opener, snapshot, batch, stats_at: None }
     }
 
     /// Takes what is for the opener; gives the rest back.
@@ -136,10 +138,18 @@ impl Inbound {
         &mut self.batch
     }
 
-    /// Opens what is in the batch, and empties it; `deliver` gets each frame, over the batch's memory.
-    pub fn open(&mut self, now: Time, mut deliver: impl FnMut(Delivered<'_>), mut up: impl FnMut(Up)) {
+    /// Opens what is in the batch, and empties it; `deliver` gets each frame, over the batch's memory, `hand` each datagram
+    /// that is for another opener, by its number.
+    pub fn open(
+        &mut self,
+        now: Time,
+        mut deliver: impl FnMut(Delivered<'_>),
+        mut hand: impl FnMut(usize, SocketAddr, &[u8]),
+        mut up: impl FnMut(Up),
+    ) {
         self.opener.open_datagrams(now, &self.snapshot, &mut self.batch);
         self.batch.frames().for_each(&mut deliver);
+        self.batch.elsewhere().for_each(|(owner, from, bytes)| hand(owner, from, bytes));
         if self.opener.owes_report() && self.stats_at.is_none() {
             self.stats_at = Some(now + STATS);
         }

@@ -4,10 +4,10 @@
 use crate::batch::{Delivered, Drops, RxBatch, TxBatch};
 use crate::data_half::{DataHalf, Inbound, Outbound, Up};
 use crate::node::{Event, Node};
-use crate::snapshot::{Install, PeerId, Snapshot};
+use crate::snapshot::{Install, PeerId, Snapshot, THREADS};
 use crate::time::earlier;
 use crate::work::{Work, WorkDone};
-use crate::{Sealer, Time};
+use crate::{Opener, Sealer, Time};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ pub struct Endpoint<D> {
     pub data: D,
     /// The newest snapshot that was published.
     version: u64,
-    most_sealed: u64,
+    /// By each sealer.
+    most_sealed: [u64; THREADS],
     out: VecDeque<(SocketAddr, Vec<u8>)>,
     frames: VecDeque<Vec<u8>>,
 }
@@ -30,7 +31,14 @@ impl<D: DataHalf> Endpoint<D> {
     /// `data` goes by the snapshot that the node has now.
     pub fn new(node: Node, data: D) -> Self {
         let version = node.snapshot().version;
-        Endpoint { node, data, version, most_sealed: 0, out: VecDeque::new(), frames: VecDeque::new() }
+        Endpoint {
+            node,
+            data,
+            version,
+            most_sealed: [0; THREADS],
+            out: VecDeque::new(),
+            frames: VecDeque::new(),
+        }
     }
 
     /// What the data half leaves to the node.
@@ -39,9 +47,15 @@ impl<D: DataHalf> Endpoint<D> {
             Up::Frame(frame, by) => self.node.handle_frame(now, &frame, &by),
             Up::Upcall(upcall) => self.node.handle_upcall(now, upcall),
             Up::Stations(heard) => self.node.handle_stations(now, &heard),
-            Up::Received(lanes) => self.node.handle_stats(now, &lanes, self.most_sealed),
-            Up::Sent { since, largest, most_sealed } => {
-                self.most_sealed = most_sealed;
+            Up::Received(lanes) => {
+                // Each is told again while there is sent.
+                let most = std::mem::take(&mut self.most_sealed).into_iter().max().unwrap_or(0);
+                self.node.handle_stats(now, &lanes, most);
+            }
+            Up::Sent { thread, since, largest, most_sealed } => {
+                if let Some(most) = self.most_sealed.get_mut(thread) {
+                    *most = most_sealed;
+                }
                 self.node.handle_sent(since, &largest);
             }
             Up::TooBig(to, len) => self.node.handle_too_big(now, to, len),
@@ -145,7 +159,7 @@ impl OneThread {
     pub fn new(snapshot: Arc<Snapshot>, sealer: Sealer, tx: TxBatch, rx: RxBatch) -> Self {
         OneThread {
             tx: Outbound::new(sealer, snapshot.clone(), tx),
-            rx: Inbound::new(snapshot, rx),
+            rx: Inbound::new(Opener::new(), snapshot, rx),
             coming: VecDeque::new(),
             lag: Duration::ZERO,
             ups: vec![],
@@ -198,7 +212,7 @@ impl Endpoint<OneThread> {
     /// Opens what is in the receiving half's batch; `deliver` gets each frame.
     pub fn open(&mut self, now: Time, deliver: impl FnMut(Delivered<'_>)) {
         let OneThread { rx, ups, .. } = self.advance(now);
-        rx.open(now, deliver, |up| ups.push(up));
+        rx.open(now, deliver, |_, _, _| (), |up| ups.push(up));
         self.ups(now);
     }
 

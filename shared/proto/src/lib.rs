@@ -35,7 +35,7 @@ pub use relay_link::{LinkEvent, RelayLink};
 pub use rng::Rng;
 pub use sealer::{Largest, Sealer, Sent};
 pub use snapshot::{
-    Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot, THREADS,
+    Forward, Guard, Install, LaneId, MeshPrefixes, PeerId, Route, SessionId, Snapshot, THREADS, To,
 };
 pub use table::Table;
 pub use time::Time;

@@ -8,7 +8,7 @@ use crate::frame;
 use crate::handshake::Source;
 use crate::lane::{RxLane, RxStats};
 use crate::relay_leg::check_down;
-use crate::snapshot::{Install, PeerId, SessionId, Snapshot};
+use crate::snapshot::{Install, PeerId, SessionId, Snapshot, owner};
 use crate::superframe::Headers;
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_wire::data::{ChunkHeader, DataHeader, FragmentHeader, Kind, MAX_FRAME_FRAGMENTS};
@@ -67,6 +67,8 @@ pub struct LaneStats {
 /// Opens for one thread.
 #[derive(Default)]
 pub struct Opener {
+    number: usize,
+    openers: usize,
     lanes: Table<u32, Lane>,
     /// By slot.
     relays: Table<u32, Down>,
@@ -83,9 +85,14 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// An opener without lanes.
+    /// The only opener, without lanes.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One of several openers: each has lanes of its own, by their indexes' [`owner`].
+    pub fn of(number: usize, openers: usize) -> Self {
+        Opener { number, openers, ..Self::default() }
     }
 
     /// Takes what is for an opener; gives the rest back.
@@ -112,11 +119,28 @@ impl Opener {
     pub fn open_datagrams(&mut self, now: Time, snapshot: &Snapshot, batch: &mut RxBatch) {
         for i in 0..batch.datagrams.len() {
             let (from, range) = batch.datagrams[i].clone();
-            if let Err(reason) = self.open_datagram(now, snapshot, batch, from, range) {
-                self.drops.count(reason);
+            match self.open_datagram(now, snapshot, batch, from, range.clone()) {
+                // The kernel has joined what is for several, or could not tell.
+                Err(DropReason::UnknownIndex)
+                    if let Some(other) = self.other_owner(&batch.memory[range.clone()]) =>
+                {
+                    batch.elsewhere.push((other, from, range));
+                }
+                Err(reason) => self.drops.count(reason),
+                Ok(()) => {}
             }
         }
         batch.grown();
+    }
+
+    /// Which opener has the lane of a data packet, if it is not this one.
+    fn other_owner(&self, datagram: &[u8]) -> Option<usize> {
+        let inner = match RelayHeader::parse(datagram) {
+            Ok((_, inner)) => inner,
+            Err(_) => datagram,
+        };
+        let other = owner(DataHeader::parse(inner).ok()?.index);
+        (other != self.number && other < self.openers).then_some(other)
     }
 
     fn open_datagram(
@@ -329,4 +353,32 @@ fn upcall(batch: &mut RxBatch, up: RawUpcall) -> Result<(), DropReason> {
     }
     batch.upcalls.push(up);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::TxLane;
+    use shadowmesh_crypto::aead::{Key, Suite};
+
+    /// What another opener has the lane of is for it, also behind a relay header; what nobody can have is dropped, and what
+    /// this one should have and has not, too.
+    #[test]
+    fn another_openers_lane() {
+        let datagram = |index: u32| {
+            let key = Key::new(Suite::ChaCha20Poly1305, &Secret::new([7; 32]));
+            TxLane::new(index, key).seal(Kind::Ping, &[1; 16]).unwrap()
+        };
+        let opener = Opener::of(1, 3);
+        let header = RelayHeader { thread: 1, slot: 9, handle: 5, counter: 0, mac: [0; 8] }.emit();
+        for (low, other) in [(0, Some(0)), (1, None), (2, Some(2)), (3, None), (15, None)] {
+            let direct = datagram(0x120 | low);
+            assert_eq!(opener.other_owner(&direct), other, "{low}");
+            assert_eq!(opener.other_owner(&[&header[..], &direct].concat()), other, "{low} by relay");
+        }
+        assert_eq!(Opener::new().other_owner(&datagram(0x122)), None);
+        for cut in [&[][..], &[0x80], &header[..]] {
+            assert_eq!(opener.other_owner(cut), None);
+        }
+    }
 }

@@ -77,6 +77,11 @@ impl Sealer {
         }
     }
 
+    /// Its number.
+    pub fn thread(&self) -> usize {
+        self.thread
+    }
+
     /// Takes what is for a sealer; gives the rest back.
     pub fn install(&mut self, install: Install) -> Option<Install> {
         match install {

@@ -202,9 +202,41 @@ pub enum Install {
     },
 }
 
+/// Whom an [`Install`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// The sealer of this thread.
+    Sealer(usize),
+    /// The opener with this number.
+    Opener(usize),
+    /// Every opener.
+    Openers,
+}
+
+/// The opener that owns the lane of an index.
+pub fn owner(index: u32) -> usize {
+    (index & 15) as usize
+}
+
 impl Install {
-    /// Is it for a sealer? Else it is for openers.
-    pub fn is_for_sealer(&self) -> bool {
-        matches!(self, Install::Tx { .. } | Install::RetireTx { .. } | Install::Relay { .. })
+    /// Whom it is for.
+    pub fn to(&self) -> To {
+        match self {
+            Install::Tx { thread, .. } | Install::RetireTx { thread, .. } | Install::Relay { thread, .. } => {
+                To::Sealer(*thread)
+            }
+            Install::Rx { index, .. } | Install::RetireRx { index } => To::Opener(owner(*index)),
+            Install::RelayDown { .. } => To::Openers,
+        }
+    }
+
+    /// The same once more, if it is for every opener.
+    pub fn duplicate(&self) -> Option<Install> {
+        match self {
+            Install::RelayDown { relay, slot, key } => {
+                Some(Install::RelayDown { relay: *relay, slot: *slot, key: key.duplicate() })
+            }
+            _ => None,
+        }
     }
 }

@@ -123,7 +123,7 @@ fn open(name: &'static str, w: &World, bodies: &[(Kind, Vec<u8>)], frames: u64) 
         |(kind, body): &(Kind, Vec<u8>)| tx.seal(*kind, body).unwrap_or_else(|e| panic!("a new lane: {e}"));
     let datagrams: Vec<_> = bodies.iter().map(sealed).collect();
     let peer = peer_of(w, &snapshot);
-    let mut inbound = Inbound::new(snapshot, RxBatch::new(1 << 20));
+    let mut inbound = Inbound::new(shadowmesh_proto::Opener::new(), snapshot, RxBatch::new(1 << 20));
     piece(name, "datagram", datagrams.len() as u64, move || {
         let keys = RxLane::new(key());
         let _ours = inbound.install(Install::Rx { index: 9, lane: 1, session: 1, peer, keys });
@@ -131,7 +131,7 @@ fn open(name: &'static str, w: &World, bodies: &[(Kind, Vec<u8>)], frames: u64) 
             inbound.batch().push(address(0), d);
         }
         let mut out = 0;
-        inbound.open(Time(1), |f: Delivered<'_>| out += u64::from(!f.head.is_empty()), drop);
+        inbound.open(Time(1), |f: Delivered<'_>| out += u64::from(!f.head.is_empty()), |_, _, _| (), drop);
         assert_eq!(out, frames);
     })
 }

@@ -47,6 +47,43 @@ fn and_so_it_does_with_data_threads() {
     crosses(&two("data threads", "data_threads: on\n"), 5);
 }
 
+/// Several threads for each direction: streams are spread over them, and nothing is lost between them.
+#[test]
+fn flows_are_spread_over_data_threads() {
+    let p = two("many data threads", "data_threads: 3\n");
+    crosses(&p, 3 + 6);
+    let server = p.b.spawn("iperf3-9", "iperf3", &["-s", "-1", "--forceflush"], &[]);
+    server.wait_for("listening", SECONDS(5));
+    let said = p.a.run("iperf3", &["-c", &p.pair.to(), "-P", "9", "-t", "2", "-J"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let mbit = said["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+    // Ticks of each data thread (proc(5)): sending ones here, receiving ones there.
+    let busy = |n: usize, kind: &str| {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", p.pair.daemons[n].id())).unwrap().flatten();
+        let stat = tasks.filter_map(|t| std::fs::read_to_string(t.path().join("stat")).ok());
+        let ours = stat.filter(|s| s.contains(&format!("(sm-{kind}")));
+        let ticks = |s: String| {
+            s.rsplit_once(") ")
+                .unwrap()
+                .1
+                .split(' ')
+                .skip(11)
+                .take(2)
+                .map(|n| n.parse::<u32>().unwrap())
+                .sum()
+        };
+        ours.map(ticks).collect::<Vec<u32>>()
+    };
+    let (tx, rx) = (busy(0, "tx"), busy(1, "rx"));
+    let drops = p.pair.json(1, &p.b, &["status"])["networks"][0]["drops"].clone();
+    println!("nine streams: {mbit:.0} Mbit/s; ticks sending {tx:?}, receiving {rx:?}; drops {drops}");
+    assert!(mbit > 100.0);
+    for ticks in [tx, rx] {
+        assert!(ticks.len() == 3 && ticks.iter().filter(|t| **t > 5).count() >= 2, "{ticks:?}");
+    }
+    assert!(drops["unknown_index"].as_u64().unwrap_or(0) == 0, "{drops}");
+}
+
 fn crosses(p: &Two, threads: usize) {
     let found = std::fs::read_dir(format!("/proc/{}/task", p.pair.daemons[0].id())).unwrap().flatten();
     let names = found.filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());

@@ -38,14 +38,25 @@ pub fn set_int(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: lib
     Errno::result(result).map(drop)
 }
 
-/// Divides what arrives at a port between the two sockets that share it: to this one, bound second, goes what has the top
-/// bit of its first byte set, to the one bound first the rest, empty datagrams too.
-pub fn divide(second: &OwnedFd) -> nix::Result<()> {
+/// Divides what arrives at a port among the sockets that share it, of which the one bound first is number 0: to it goes
+/// what does not have the top bit of its first byte set, empty datagrams too; to `parts` others, of which `second` is one,
+/// the rest, by the low four bits of its first four bytes, or, if the first is 0xc1, of those after `behind` bytes.
+pub fn divide(second: &OwnedFd, parts: usize, behind: usize) -> nix::Result<()> {
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = |size: u32, k: usize| step(libc::BPF_LD | size | libc::BPF_ABS, 0, 0, k as u32);
     // The result is the number of the socket. A load past the end of the datagram ends with 0.
     let mut program = [
-        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, 0x80),
+        load(libc::BPF_B, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 9, 0x80),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 2, 0, 0xc1),
+        load(libc::BPF_W, 0),
+        step(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
+        load(libc::BPF_W, behind),
+        step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 15),
+        // Of no reader: whichever.
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 2, 0, parts as u32),
+        step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, 0, 0, 1),
+        step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, 1),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ];

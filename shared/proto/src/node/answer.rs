@@ -164,7 +164,7 @@ impl Node {
         {
             self.remove_session(p, oldest);
         }
-        let rx = self.indexes.fresh(&mut self.rng);
+        let rx = self.indexes.fresh(&mut self.rng, self.config.data_threads);
         let established = Established {
             sid_r: self.rng.bytes(),
             generation: self.peers[p as usize].generation,

@@ -60,7 +60,7 @@ impl Node {
         identity: &[&[u8]],
     ) -> Result<Aside, DropReason> {
         let source = opened.source;
-        let rx = self.indexes.fresh(&mut self.rng);
+        let rx = self.indexes.fresh(&mut self.rng, self.config.data_threads);
         let established = Established {
             sid_r: self.rng.bytes(),
             generation: 0,

@@ -44,7 +44,7 @@ pub struct NodeConfig {
     pub rekey_both: bool,
     /// Configured addresses of peers.
     pub endpoints: HashMap<NodeId, SocketAddr>,
-    /// Data threads, each with a sealer; 1 to 3.
+    /// Sealers and openers, as many of each; 1 to 3. Sealers are threads 1 and up, openers are numbered from 0.
     pub data_threads: usize,
     /// Seed of all randomness.
     pub seed: [u8; 32],

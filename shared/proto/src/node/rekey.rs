@@ -42,7 +42,7 @@ impl Node {
         let parent = s.parent(&network.0, &me, &peer.node);
         let Ok((rekey, body)) = Rekey::start(&parent, sid, &leaf, credential) else { return };
         let pieces = pieces(sid, &body, Control::RekeyResponse);
-        let rx = self.indexes.fresh(&mut self.rng);
+        let rx = self.indexes.fresh(&mut self.rng, self.config.data_threads);
         for piece in &pieces {
             self.send_on(p, id, piece);
         }
@@ -121,7 +121,7 @@ impl Node {
             return Ok(());
         };
         let rank = s.rank.of_rekey();
-        let rx = self.indexes.fresh(&mut self.rng);
+        let rx = self.indexes.fresh(&mut self.rng, self.config.data_threads);
         let established = Established {
             sid_r,
             generation: rank.generation,

@@ -137,7 +137,7 @@ impl Node {
         let peer = &mut self.peers[p as usize];
         peer.generation = peer.generation.max(f.established.generation).saturating_add(1);
         let rank = Rank { generation: peer.generation, depth: 0 };
-        let rx = self.indexes.fresh(&mut self.rng);
+        let rx = self.indexes.fresh(&mut self.rng, self.config.data_threads);
         let id = self.add_session(now, p, Role::Initiator, rank, f.keys, rx, f.established.sid_r);
         let way = self.peers[p as usize].opening_route;
         if let Some(s) = self.peers[p as usize].session_mut(id) {
