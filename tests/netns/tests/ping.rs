@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use shadowmesh_netns_tests::{Host, Lab, Member, Pair, iperf3, received_mbit, wait_until};
+use shadowmesh_netns_tests::{Evening, Host, Lab, Member, Pair, iperf3, received_mbit, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -94,6 +94,25 @@ fn what_was_joined_across_threads_arrives() {
     let (mbit, drops) = nine_streams(&p, SECONDS(5));
     println!("nine streams over cards: {mbit:.0} Mbit/s; drops {drops}");
     assert_eq!(drops, serde_json::json!({}));
+}
+
+/// By a relay, behind whose header the index is read.
+#[test]
+fn data_threads_by_relay() {
+    let e = Evening::new("data threads by relay", &["near", "far"]);
+    for m in &e.machines {
+        std::fs::create_dir_all(&m.directory).unwrap();
+        std::fs::write(m.directory.join("config.yaml"), "data_threads: 3\n").unwrap();
+    }
+    e.network("home");
+    let (near, far) = (&e.machines[0], &e.machines[1]);
+    near.host.must_reach(&far.address(), 10);
+    let mbit = received_mbit(&iperf3(&near.host, &far.host, &far.address(), &["-P", "9"], SECONDS(3), || ()));
+    let drops = far.json(&["status"])["networks"][0]["drops"].clone();
+    println!("nine streams by relay: {mbit:.0} Mbit/s; drops {drops}");
+    assert!(mbit > 50.0);
+    let count = |why: &str| drops[why].as_u64().unwrap_or(0);
+    assert_eq!(["unknown_index", "queue_full", "bad_mac", "replayed"].map(count), [0; 4], "{drops}");
 }
 
 /// Mbit/s of nine TCP streams, and what was dropped where they arrive.
