@@ -1,5 +1,5 @@
-//! The packet loop of one network: a plain thread that owns the node ([`Endpoint`]), and the data half, [`Sending`] and
-//! [`Receiving`], on a thread each beside it, or on small machines stepped by it.
+//! The packet loop of one network: a plain thread that owns the node ([`Endpoint`]), and the [`data`] half, on
+//! threads of its own beside it, or on small machines stepped by it.
 //!
 //! It sleeps on what strangers send, a waker, and, alone, on the device and the sockets. Signatures are checked on another
 //! thread, names are resolved on threads that end with their answer. The order of draining is the node's contract: keys
@@ -7,6 +7,7 @@
 //! the sockets, jobs to the worker.
 
 mod beside;
+mod data;
 mod device;
 mod mailbox;
 mod outbox;
@@ -16,29 +17,26 @@ mod told;
 
 use crate::state::NetworkState;
 use beside::Found;
+use data::{Common, Data, step};
 use device::Device;
-use mailbox::{Mailbox, Mailboxes, Ups};
+use mailbox::{Mailboxes, Ups};
 use outbox::Outbox;
-use receiving::{HANDED, Hand, Receiving};
-use sending::{Sending, now};
+use sending::now;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::ration::Ration;
 use shadowmesh_host::tap::Tap;
-use shadowmesh_host::udp::{BATCH, JOINED, Queue, SendStop, Udp};
+use shadowmesh_host::udp::{BATCH, Queue, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::NodeId;
-use shadowmesh_proto::batch::{Drops, RxBatch, TxBatch};
+use shadowmesh_proto::batch::{Drops, RxBatch};
 use shadowmesh_proto::handshake::Source;
-use shadowmesh_proto::{
-    Endpoint, Event, Inbound, Node, NodeConfig, Opener, Outbound, Sealer, Time, Up, Work,
-};
+use shadowmesh_proto::{Endpoint, Event, Inbound, Node, NodeConfig, Opener, Time, Up, Work};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -52,11 +50,6 @@ const FRAME_OVERHEAD: usize = 18;
 const SUPERFRAME: usize = 65_535 + 18;
 /// Room for a datagram that the kernel has not joined with others.
 const DATAGRAM: usize = 2048;
-/// Frames of one batch at most, and the memory for them: 64 of an Ethernet, or a few superframes.
-const TX_FRAMES: usize = 64;
-const TX_MEMORY: usize = 256 << 10;
-/// Messages of one batch, and the memory for them. What is not used of it is never touched.
-const RX_MEMORY: usize = BATCH * JOINED;
 /// What the data half leaves to the node waits here at most; then it is dropped.
 const UPS: usize = 1024;
 /// Largest datagram that can be received in a session, behind a relay header: all that UDP over IPv4 can carry (RFC 768).
@@ -258,14 +251,6 @@ impl Drop for Engine {
     }
 }
 
-/// Where the data half runs.
-enum Data {
-    /// On the node's thread.
-    Here(Box<(Sending, Receiving)>),
-    /// On threads of its own, which these wake.
-    There { stop: Arc<AtomicBool>, threads: Vec<(Waker, JoinHandle<()>)> },
-}
-
 struct Loop {
     endpoint: Endpoint<Mailboxes>,
     data: Data,
@@ -313,65 +298,26 @@ impl Loop {
         let clock = Clock::new();
         let vnet = setup.taps.iter().all(|t| t.options().vnet);
         let frame = if vnet { SUPERFRAME } else { setup.node.mtu + FRAME_OVERHEAD };
-        let mut fragment = [0; 4];
-        fragment.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
         let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
         setup.udp.use_offloads();
         let udp = Arc::new(setup.udp);
-        let devices: Vec<Device> = setup.taps.into_iter().map(Device::new).collect();
-        let Some(device) = devices.first().cloned() else { return Err(io::ErrorKind::NotFound.into()) };
         let (up, ups) = sync_channel(UPS);
-        let (snapshot, up) = (node.snapshot(), Ups::new(up, waker.clone()));
-        let pairs = devices.len();
-        let (mut mailboxes, mut halves) = (Mailboxes { tx: vec![], rx: vec![] }, vec![]);
-        let (mut hands, mut inboxes, mut wakers) = (vec![], vec![], vec![]);
-        for _ in 0..pairs {
-            let pair =
-                setup.threads.then(|| Ok::<_, io::Error>([Waker::new()?, Waker::new()?])).transpose()?;
-            let (to, handed) = sync_channel(HANDED);
-            if let Some([_, rx]) = &pair {
-                hands.push(Hand { to, waker: rx.clone() });
-            }
-            inboxes.push(handed);
-            wakers.push(pair);
-        }
-        for (n, ((device, handed), pair)) in devices.into_iter().zip(inboxes).zip(&wakers).enumerate() {
-            let [tx, rx] = [0, 1].map(|half| Mailbox::new(pair.as_ref().map(|p| p[half].clone())));
-            let batch = TxBatch::new(TX_FRAMES, frame, TX_MEMORY);
-            // Apart, so that frame ids of two threads do not meet.
-            let ids = u32::from_be_bytes(fragment).wrapping_add((n as u32) << 30);
-            let sending = Sending {
-                outbound: Outbound::new(Sealer::new(n + 1, ids), snapshot.clone(), batch),
-                device: device.clone(),
-                udp: udp.clone(),
-                out: Outbox::default(),
-                mailbox: tx.clone(),
-                ups: up.clone(),
-                drops: Drops::default(),
-                clock,
-            };
-            let opener = Opener::of(n, pairs);
-            let receiving = Receiving {
-                queue: if pairs > 1 { Queue::Part(n) } else { Queue::Sessions },
-                others: hands.clone(),
-                handed,
-                inbound: Inbound::new(opener, snapshot.clone(), RxBatch::new(RX_MEMORY)),
-                device,
-                udp: udp.clone(),
-                mailbox: rx.clone(),
-                ups: up.clone(),
-                drops: Drops::default(),
-                clock,
-            };
-            mailboxes.tx.push(tx);
-            mailboxes.rx.push(rx);
-            halves.push((sending, receiving));
-        }
-        let data = match wakers.into_iter().collect::<Option<Vec<_>>>() {
-            Some(wakers) => start(setup.files.name().as_str(), halves, wakers, &found, &waker)?,
-            None => halves.pop().map(|pair| Data::Here(Box::new(pair))).ok_or(io::ErrorKind::NotFound)?,
+        let snapshot = node.snapshot();
+        let devices: Vec<Device> = setup.taps.into_iter().map(Device::new).collect();
+        // By the first queue goes also what the node itself has for the device.
+        let device = devices.first().cloned().ok_or(io::ErrorKind::NotFound)?;
+        let common = Common {
+            name: setup.files.name().as_str(),
+            snapshot: &snapshot,
+            frame,
+            udp: &udp,
+            ups: Ups::new(up, waker.clone()),
+            clock,
+            found: found.clone(),
+            waker: &waker,
         };
+        let (mailboxes, data) = common.pairs(devices, setup.threads)?;
         Ok(Loop {
             endpoint: Endpoint::new(node, mailboxes),
             data,
@@ -631,77 +577,4 @@ impl Loop {
         self.endpoint.settle(now);
         self.drain();
     }
-}
-
-impl Data {
-    fn deadline(&self) -> Option<Time> {
-        match self {
-            Data::Here(data) => [data.0.deadline(), data.1.deadline()].into_iter().flatten().min(),
-            Data::There { .. } => None,
-        }
-    }
-
-    fn held(&self) -> Option<SendStop> {
-        match self {
-            Data::Here(data) => data.0.held(),
-            Data::There { .. } => None,
-        }
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        if let Data::There { stop, threads } = self {
-            stop.store(true, Ordering::Relaxed);
-            threads.iter().for_each(|(waker, _)| waker.wake());
-            for (_, thread) in threads.drain(..) {
-                let _panicked = thread.join();
-            }
-        }
-    }
-}
-
-/// A turn of a data half that has no threads: a batch of each, where there is something.
-fn step((sending, receiving): &mut (Sending, Receiving), sockets: bool, device: bool) -> io::Result<()> {
-    if sockets {
-        receiving.step()?;
-    }
-    sending.handle_timeout();
-    receiving.handle_timeout();
-    if sending.held().is_some() {
-        sending.flush();
-    }
-    if device {
-        sending.step()?;
-    }
-    Ok(())
-}
-
-/// Starts the data half's threads.
-fn start(
-    network: &str,
-    halves: Vec<(Sending, Receiving)>,
-    wakers: Vec<[Waker; 2]>,
-    found: &SyncSender<Found>,
-    waker: &Waker,
-) -> io::Result<Data> {
-    let stop = Arc::new(AtomicBool::new(false));
-    type Body = Box<dyn FnMut(&Waker, &AtomicBool) -> io::Result<()> + Send>;
-    let mut bodies: Vec<(String, Waker, Body)> = vec![];
-    for (n, ((mut sending, mut receiving), [tx, rx])) in halves.into_iter().zip(wakers).enumerate() {
-        bodies.push((format!("tx{n}"), tx, Box::new(move |waker, stop| sending.run(waker, stop))));
-        bodies.push((format!("rx{n}"), rx, Box::new(move |waker, stop| receiving.run(waker, stop))));
-    }
-    let mut threads = vec![];
-    for (name, wake, mut body) in bodies {
-        let (found, waker, stop, own) = (found.clone(), waker.clone(), stop.clone(), wake.clone());
-        let thread = std::thread::Builder::new().name(format!("sm-{name}-{network}")).spawn(move || {
-            if let Err(e) = body(&own, &stop) {
-                let _loop_ended = found.send(Found::Broken(e.to_string()));
-                waker.wake();
-            }
-        })?;
-        threads.push((wake, thread));
-    }
-    Ok(Data::There { stop, threads })
 }
