@@ -3,6 +3,9 @@
 use std::fs;
 use std::process::Command;
 
+use serde_json::Value;
+use shadowmesh_netns_tests::Measured;
+
 use crate::contender::{Contender, Kind};
 use crate::goals::{self, Outcome};
 use crate::net::Underlay;
@@ -82,10 +85,42 @@ pub fn page(
         text += &format!("\nNot installed, so left out: {names}.\n");
     }
     text += &format!("\n## Goals\n\n{}", goals::table(outcomes));
+    text += &beside();
     for underlay in underlays {
         text += &format!("\n## Underlay: {}\n\n{}", underlay.name(), summary.tables(*underlay));
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// What other programs of `make bench`, `make soak` and the tests have measured.
+const BESIDE: [&str; 6] = ["bench-relay", "bench-loss", "bench-bridge", "path-mtu", "path-mtu-own", "soak"];
+
+/// That, as far as it was run here.
+fn beside() -> String {
+    let mut rows = vec![["", "value", "goal", "holds"].map(str::to_owned).to_vec()];
+    for name in BESIDE {
+        let text = fs::read_to_string(Measured::path(name)).unwrap_or_default();
+        let lines: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+        rows.extend(lines.iter().map(|line| {
+            let word = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            let value = format!("{:.2} {}", line["value"].as_f64().unwrap_or(f64::NAN), word("unit"));
+            let holds = match (word("goal").is_empty(), line["holds"] == true) {
+                (true, _) => "",
+                (_, true) => "yes",
+                (_, false) => "no",
+            };
+            vec![word("what"), value.trim_end().to_owned(), word("goal"), holds.to_owned()]
+        }));
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    format!(
+        "\n## Relay, loss, bridges, path MTU, an hour\n\nBy `make bench`, `make soak` and `make test`. The relay forwards for \
+         one client that sends and one that receives. A lossy link has a delay of 5 ms each way, 200 Mbit/s, and the \
+         same seed for both streams of a pair; \"bare\" is the stream beside the daemons.\n\n{}",
+        markdown(&rows, 1)
+    )
 }
 
 fn who(summary: &Summary, underlays: &[Underlay]) -> String {
