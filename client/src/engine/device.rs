@@ -35,7 +35,12 @@ impl Device {
 
     /// Does it take superframes of all kinds, so that frames are worth joining?
     pub fn takes_superframes(&self) -> bool {
-        self.tap.options().vnet && self.udp && !self.watched
+        self.takes(GSO_UDP)
+    }
+
+    /// Does it take frames with something left to do, of this `gso_type`?
+    fn takes(&self, gso_type: u8) -> bool {
+        self.tap.options().vnet && !self.watched && (self.udp || gso_type & !GSO_ECN != GSO_UDP)
     }
 
     /// Takes a frame: its length, and what is left to do for it.
@@ -56,10 +61,8 @@ impl Device {
     /// # Errors
     /// Only when the device is gone for good.
     pub fn write(&mut self, frame: &Delivered<'_>, drops: &mut Drops) -> io::Result<()> {
-        let takes = |v: &VnetHeader| !self.watched && (self.udp || v.gso_type & !GSO_ECN != GSO_UDP);
         if let Some(vnet) = frame.vnet
-            && self.tap.options().vnet
-            && takes(&vnet)
+            && self.takes(vnet.gso_type)
         {
             let header = vnet.emit();
             let mut pieces = vec![IoSlice::new(&header), IoSlice::new(frame.head)];

@@ -50,13 +50,15 @@ impl Mailbox {
         }
     }
 
-    fn take(&self) -> Option<Mail> {
-        self.any.swap(false, Ordering::SeqCst).then(|| std::mem::take(&mut *lock(&self.mail)))
+    /// What is new, if the flag says, read in this order, that anything is.
+    fn take(&self, order: Ordering) -> Option<Mail> {
+        let any = self.any.load(order) && self.any.swap(false, Ordering::SeqCst);
+        any.then(|| std::mem::take(&mut *lock(&self.mail)))
     }
 
     /// What came for the sending half: keys before the snapshot that names them. [P-INSTALL]
     pub fn deliver_to_outbound(&self, half: &mut Outbound) {
-        if let Some(mail) = self.any.load(Ordering::Relaxed).then(|| self.take()).flatten() {
+        if let Some(mail) = self.take(Ordering::Relaxed) {
             mail.installs.into_iter().for_each(|i| drop(half.install(i)));
             mail.snapshot.into_iter().for_each(|s| half.publish(s));
         }
@@ -65,7 +67,7 @@ impl Mailbox {
     /// The same for the receiving half. To be called between receiving and opening: what answers a datagram of ours is
     /// opened with all that was put here before that was sent.
     pub fn deliver_to_inbound(&self, half: &mut Inbound) {
-        if let Some(mail) = self.any.load(Ordering::SeqCst).then(|| self.take()).flatten() {
+        if let Some(mail) = self.take(Ordering::SeqCst) {
             mail.installs.into_iter().for_each(|i| drop(half.install(i)));
             mail.snapshot.into_iter().for_each(|s| half.publish(s));
         }

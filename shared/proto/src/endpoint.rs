@@ -71,12 +71,6 @@ impl<D: DataHalf> Endpoint<D> {
         self.settle(now);
     }
 
-    /// The socket refused a datagram of `len` bytes to this address: it is larger than the interface takes.
-    pub fn handle_too_big(&mut self, now: Time, to: SocketAddr, len: usize) {
-        self.node.handle_too_big(now, to, len);
-        self.settle(now);
-    }
-
     /// A finished job.
     pub fn handle_work(&mut self, now: Time, done: WorkDone) {
         self.node.handle_work(now, done);

@@ -37,14 +37,14 @@ use std::time::Duration;
 pub use evening::{Evening, Machine, make_home, make_relay, spawn_relay, wait_for_relay};
 pub use host::{Host, Ping};
 pub use iperf::{iperf3, received_mbit};
-pub use measured::Measured;
+pub use measured::{Measured, median};
 pub use members::{Member, make_network};
 pub use pair::Pair;
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;
 pub use stream::{Streamed, stream};
-pub use usage::{cpu, metrics, rss, udp_arrived};
+pub use usage::{cpu, metrics, rss, thread_cpu, udp_arrived};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 

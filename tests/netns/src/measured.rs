@@ -33,6 +33,12 @@ impl Measured {
     }
 }
 
+/// The middle of what was measured, the greater of two; NaN of nothing.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 impl Drop for Measured {
     fn drop(&mut self) {
         let path = Measured::path(&self.name);

@@ -16,12 +16,18 @@ pub fn rss(pid: u32) -> f64 {
 
 /// Processor time of all threads of a process that live now (`schedstat` of proc(5): to the nanosecond).
 pub fn cpu(pid: u32) -> Duration {
+    thread_cpu(pid, "").iter().sum()
+}
+
+/// That of each thread whose name begins so.
+pub fn thread_cpu(pid: u32, name: &str) -> Vec<Duration> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let of = |path: std::path::PathBuf| -> Option<u64> {
-        let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse().ok()
+    let of = |path: std::path::PathBuf| -> Option<Duration> {
+        let read = |what: &str| std::fs::read_to_string(path.join(what)).ok();
+        let text = read("comm").filter(|n| n.starts_with(name)).and_then(|_| read("schedstat"))?;
+        text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
     };
-    Duration::from_nanos(tasks.filter_map(|t| of(t.path())).sum())
+    tasks.filter_map(|t| of(t.path())).collect()
 }
 
 /// UDP datagrams over IPv4 that came to sockets of a process's network namespace, those that found a full queue included

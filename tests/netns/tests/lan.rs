@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Evening, Host, wait_until};
+use shadowmesh_netns_tests::{Evening, Host, iperf3, received_mbit, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -186,11 +186,7 @@ fn a_vlan_crosses_with_its_tag() {
         assert!(said.contains(" 0% packet loss"), "{said}");
     }
     // TCP, whose segments and checksums the kernel may leave to the device.
-    let server = pi.host.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
-    server.wait_for("listening", SECONDS(5));
-    let said = laptop.host.run("iperf3", &["-c", "192.168.7.2", "-t", "1", "-J"]);
-    let result: serde_json::Value = serde_json::from_str(&said).unwrap();
-    let mbit = result["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+    let mbit = received_mbit(&iperf3(&laptop.host, &pi.host, "192.168.7.2", &[], SECONDS(1), || ()));
     println!("TCP in a VLAN through the relay: {mbit:.0} Mbit/s");
     assert!(mbit > 5.0, "{mbit} Mbit/s");
 }

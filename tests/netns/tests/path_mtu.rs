@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Evening, Host, Lab, Measured, Pair, wait_until};
+use shadowmesh_netns_tests::{Evening, Host, Lab, Measured, Pair, iperf3, received_mbit, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -75,23 +75,17 @@ impl Path {
 
     /// A TCP stream from `a` to `b`, under which the wire shrinks after two seconds: the longest time without a byte.
     fn stall(&self, mtu: u32) -> Duration {
-        let server = self.a.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
-        server.wait_for("listening", SECONDS(5));
         let address = self.pair.members[0].ipv4.to_string();
         // In reverse: what is told is told by who receives.
-        let arguments = ["-c", &address, "-R", "-t", "6", "-b", "80M", "-i", "0.1", "-J"];
-        let said = std::thread::scope(|scope| {
-            let b = &self.b;
-            let client = scope.spawn(move || b.run("iperf3", &arguments));
+        let arguments = ["-R", "-b", "80M", "-i", "0.1"];
+        let result = iperf3(&self.b, &self.a, &address, &arguments, SECONDS(6), || {
             std::thread::sleep(SECONDS(2));
             set_mtu(&self.wire, mtu);
-            client.join().unwrap()
         });
-        let result: serde_json::Value = serde_json::from_str(&said).unwrap();
         let intervals = result["intervals"].as_array().unwrap();
         let bytes = |i: &serde_json::Value| i["sum"]["bytes"].as_f64().unwrap();
         let silent = intervals.split(|i| bytes(i) > 0.0).map(<[_]>::len).max().unwrap();
-        let mbit = result["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+        let mbit = received_mbit(&result);
         assert!(intervals.len() > 50 && mbit > 20.0, "{} intervals, {mbit} Mbit/s", intervals.len());
         let stall = Duration::from_secs_f64(silent as f64 * 0.1);
         println!("to {mtu}: nothing for {stall:?}; {mbit:.0} Mbit/s of 80");

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Lab, Pair};
+use shadowmesh_netns_tests::{Lab, Pair, iperf3, received_mbit};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -16,15 +16,8 @@ fn tcpdump_sees_no_bad_checksum_and_no_superframe() {
     let pair = Pair::start(lab.directory(), [(&a, "10.1.0.1"), (&b, "10.1.0.2")], "");
     let (from, to) = (pair.members[0].ipv4.to_string(), pair.to());
     a.must_reach(&to, 10);
-    let server = b.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
-    server.wait_for("listening", SECONDS(5));
     // Superframes first, so that the test would fail if it read those.
-    let mbit = |said: String| {
-        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
-        said["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6
-    };
-    let before = mbit(a.run("iperf3", &["-c", &to, "-t", "1", "-J"]));
-    server.wait(SECONDS(5));
+    let before = received_mbit(&iperf3(&a, &b, &to, &[], SECONDS(1), || ()));
 
     let filter = format!("tcp and src host {from}");
     let reader =
@@ -32,9 +25,10 @@ fn tcpdump_sees_no_bad_checksum_and_no_superframe() {
     reader.wait_for("listening on", SECONDS(5));
     // The device is looked at ten times a second, as long as something arrives.
     a.ping(&to, 10);
-    let server = b.spawn("iperf3-2", "iperf3", &["-s", "-1", "--forceflush"], &[]);
+    let server = b.spawn("iperf3", "iperf3", &["-s", "-1", "--forceflush"], &[]);
     server.wait_for("listening", SECONDS(5));
-    let during = mbit(a.run("iperf3", &["-c", &to, "-n", "8M", "-J"]));
+    let during =
+        received_mbit(&serde_json::from_str(&a.run("iperf3", &["-c", &to, "-n", "8M", "-J"])).unwrap());
     reader.wait(SECONDS(10));
     let seen = reader.output();
     let right = seen.matches("(correct)").count();

@@ -7,7 +7,9 @@ use shadowmesh_crypto::secret::Secret;
 use shadowmesh_proto::batch::{RxBatch, TxBatch};
 use shadowmesh_proto::join::{Joiner, Registrar};
 use shadowmesh_proto::superframe::VnetHeader;
-use shadowmesh_proto::{Endpoint, Event, Node, NodeConfig, OneThread, OwnKeys, Rng, SavedLeaf, Sealer, Time};
+use shadowmesh_proto::{
+    Endpoint, Event, Node, NodeConfig, OneThread, OwnKeys, Rng, SavedLeaf, Sealer, Time, Up,
+};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -561,7 +563,7 @@ impl World {
         let now = self.now;
         for (from, to, len) in std::mem::take(&mut self.too_big) {
             if from == address(n) {
-                self.nodes[n].endpoint.handle_too_big(now, to, len);
+                self.nodes[n].endpoint.handle_up(now, Up::TooBig(to, len));
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 use shadowmesh_netns_tests::Evening;
-use shadowmesh_netns_tests::{Measured, rss, wait_until};
+use shadowmesh_netns_tests::{Measured, median, rss, wait_until};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -54,11 +54,6 @@ fn join(measured: &mut Measured) {
     );
     measured.line("3-join-command", "of it, until `join` says that it is up", parts, "s", "", true);
     measured.line("12-rss", "resident memory of an idle daemon", memory, "MiB", "<= 12", memory <= 12.0);
-}
-
-fn median(mut v: Vec<f64>) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
 }
 
 /// Three talk at once, all pairs, both ways: rates, and what was dropped and why.

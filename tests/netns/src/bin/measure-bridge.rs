@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Host, Lab, Measured, Pair, Wire, iperf3, received_mbit};
+use shadowmesh_netns_tests::{Host, Lab, Measured, Pair, Wire, iperf3, median, received_mbit};
 
 /// Of each stream.
 const TIME: Duration = Duration::from_secs(3);
@@ -29,11 +29,6 @@ fn main() {
         let what = format!("{what} over direct ({direct:.0} Mbit/s), one TCP stream, medians of {rounds}");
         measured.line("8-bridge", &what, value / direct, "x", ">= 0.5", value >= 0.5 * direct);
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn lab() -> (Lab, Host, Host, Wire) {

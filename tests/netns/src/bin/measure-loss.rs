@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Lab, Measured, Pair, Profile, iperf3, received_mbit};
+use shadowmesh_netns_tests::{Lab, Measured, Pair, Profile, iperf3, median, received_mbit};
 
 /// Congestion controls: Linux's usual one, and one that loss does not slow down, where the kernel has it.
 const CONTROLS: [&str; 2] = ["cubic", "bbr"];
@@ -27,12 +27,11 @@ fn main() {
         pairs.sort_by(|a, b| (a[1] / a[0]).total_cmp(&(b[1] / b[0])));
         let ratio = |n: usize| pairs[n][1] / pairs[n][0];
         let (least, middle, most) = (ratio(0), ratio(pairs.len() / 2), ratio(pairs.len() - 1));
-        let mut bare: Vec<f64> = pairs.iter().map(|p| p[0]).collect();
-        bare.sort_by(f64::total_cmp);
+        let bare = median(pairs.iter().map(|p| p[0]).collect());
         let what = format!(
             "{} % loss, 1 % reordered, {control}: TCP over bare TCP ({:.0} Mbit/s), median of {} pairs, {least:.2} to {most:.2}",
             100.0 * loss,
-            bare[bare.len() / 2],
+            bare,
             pairs.len()
         );
         measured.line("6-loss", &what, middle, "x", ">= 0.9", middle >= 0.9);

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use shadowmesh_host::clock::Clock;
-use shadowmesh_netns_tests::{Host, Lab, Measured, Pair, rss};
+use shadowmesh_netns_tests::{Host, Lab, Measured, Pair, median, rss};
 
 /// Bytes that are hashed together.
 const BLOCK: usize = 4 << 20;
@@ -93,8 +93,10 @@ fn main() {
             drops == 0.0,
         );
         line("rekeys", &format!("{}: rekeys", host.name()), rekeys, "", "", true);
-        let of =
-            |quarter: usize| median(&looks[looks.len() * (quarter - 1) / 4..looks.len() * quarter / 4], n);
+        let of = |quarter: usize| {
+            let looks = &looks[looks.len() * (quarter - 1) / 4..looks.len() * quarter / 4];
+            median(looks.iter().map(|l| l[n]).collect())
+        };
         let (early, late) = (of(2), of(4));
         line(
             "memory",
@@ -107,13 +109,6 @@ fn main() {
         let what = format!("{}: more than in the second quarter", host.name());
         line("growth", &what, late - early, "KiB", &format!("<= {FLAT}"), late - early <= FLAT);
     }
-}
-
-/// The middle of what one daemon had.
-fn median(looks: &[[f64; 2]], n: usize) -> f64 {
-    let mut values: Vec<f64> = looks.iter().map(|l| l[n]).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Blocks from one host to another, each followed by its number and hash, which tell whether it arrived as it was.
