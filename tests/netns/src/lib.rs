@@ -104,6 +104,8 @@ impl Lab {
         must(Command::new("ip").args(["netns", "add", &namespace]));
         let host = Host::new(name, &namespace, &self.directory);
         host.ip("link set lo up");
+        // Linux's usual one; what the kernel was built with may be another, and TCP over the same wire two times as fast.
+        host.sysctl("net/ipv4/tcp_congestion_control", "cubic");
         self.hosts.push(host.clone());
         host
     }

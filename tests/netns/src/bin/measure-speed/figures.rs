@@ -13,6 +13,8 @@ pub enum Test {
     Tcp1r,
     /// Four TCP streams from a to b.
     Tcp4,
+    /// One from a to b that BBR controls, where the kernel has it.
+    Tcp1bbr,
     /// Echoes beside a TCP stream.
     Loadping,
     /// UDP with 64 bytes of payload, as fast as it goes.
@@ -68,6 +70,7 @@ pub const FIGURES: &[Figure] = &[
     rate("tcp1", "TCP one stream a>b, Mbit/s"),
     rate("tcp1r", "TCP one stream b>a, Mbit/s"),
     rate("tcp4", "TCP four streams a>b, Mbit/s"),
+    rate("tcp1bbr", "TCP one stream a>b with BBR, Mbit/s"),
     rate("udp64", "UDP 64 B flood, delivered/s"),
     Figure { decimals: 1, ..rate("udp50k_delivered", "UDP 64 B at 50,000/s, % delivered") },
     rate("udp1400", "UDP 1400 B with < 1 % loss, delivered/s"),

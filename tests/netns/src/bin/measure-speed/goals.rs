@@ -68,6 +68,8 @@ fn goals() -> Vec<Goal> {
         ]
     });
     let others = [
+        goal(1, Gso, DIRECT, "tcp1bbr", BestPeer, AtLeast(3.5)),
+        goal(1, Gso, DIRECT, "tcp1bbr", Contender(VETH), AtLeast(0.30)),
         goal(2, Gso, DIRECT, "udp64", BestPeer, AtLeast(1.1)),
         goal(2, Gso, DIRECT, "udp50k_us", BestPeer, AtMost(0.5)),
         goal(2, Gso, DIRECT, "udp1400", BestPeer, AtLeast(1.0)),

@@ -73,7 +73,8 @@ pub fn page(
          how fast two machines would be. Contenders take turns, and each round begins with another. The underlay is \
          *gso* (veth as it is: packets that a daemon hands over together cross together) or *wire* (no offloads: every \
          packet is one of at most 1500 bytes). Processor time is that of the daemons, in the kernel too. Idle ping: 200 \
-         echoes, 5 ms apart; loaded: 10 ms apart, beside one TCP stream.\n\n\
+         echoes, 5 ms apart; loaded: 10 ms apart, beside one TCP stream. TCP is controlled by CUBIC, as Linux and Debian \
+         have it; a row shows BBR, which some kernels have instead: it paces by what it estimates, on plain veth too.\n\n\
          To repeat it, on Debian as root: `make bench-peers bench`. Newer builds of peers are taken from the directories \
          of `BENCH_PEERS`. A part of it: `target/release/measure-speed --help`.\n\n\
          ## Who was measured\n\n{}",
