@@ -148,7 +148,8 @@ impl Clients {
         let c = &mut self.all[from];
         c.link.note_activity(now);
         let leg = c.leg.as_mut().unwrap();
-        let bytes: Vec<u8> = (0..count).flat_map(|_| leg.wrap(to, payload)).collect();
+        let mut bytes = vec![];
+        (0..count).for_each(|_| bytes.extend_from_slice(&leg.wrap(to, payload)));
         let segment = (bytes.len() / count) as u16;
         let control = [ControlMessage::UdpGsoSegments(&segment)];
         let (fd, relay) = (c.socket.as_raw_fd(), SockaddrStorage::from(c.relay));
