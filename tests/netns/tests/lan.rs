@@ -55,11 +55,19 @@ fn a_dhcp_client_gets_a_lease() {
     std::fs::write(&script, "#!/bin/sh\necho \"$1 $ip $subnet\"\n").unwrap();
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
     let path = script.display().to_string();
+    // Not promiscuous, as DHCP's own readers: superframes go on.
+    let filter = ["-p", "-vv", "-n", "-l", "-i", "sm-home", "udp src port 67"];
+    let reader = pi.host.spawn("tcpdump", "tcpdump", &filter, &[]);
+    reader.wait_for("listening on", SECONDS(5));
     let said = pi.host.try_run("udhcpc", &["-n", "-q", "-f", "-i", "sm-home", "-s", &path]);
     let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
     println!("{text}{}", server.output());
     assert!(said.status.success() && text.contains("bound 192.168.77."), "{text}");
     assert!(std::fs::read_to_string(&leases).unwrap().contains(&pi.mac("sm-home")));
+    // The offer and the acknowledgement, sent through a socket of dnsmasq's, whose checksums the kernel left to the device.
+    reader.wait_for("DHCP-Message (53), length 1: ACK", SECONDS(5));
+    let seen = reader.output();
+    assert!(seen.matches("[udp sum ok]").count() >= 2 && !seen.contains("bad udp cksum"), "{seen}");
 }
 
 #[test]
