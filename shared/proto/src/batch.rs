@@ -385,6 +385,14 @@ impl RxBatch {
         }
     }
 
+    /// The same, to be changed.
+    pub(crate) fn frame_mut(&mut self, area: &FrameArea) -> &mut [u8] {
+        match area {
+            FrameArea::Slot(r) => &mut self.memory[r.clone()],
+            FrameArea::Reassembled(r) => &mut self.reassembled[r.clone()],
+        }
+    }
+
     /// What the control half must see: for [`crate::Node::handle_upcall`].
     pub fn upcalls(&self) -> impl Iterator<Item = Upcall> {
         let bytes = |r: &Range<usize>| self.memory[r.clone()].to_vec();

@@ -13,6 +13,7 @@ pub mod frame;
 pub mod handshake;
 pub mod join;
 pub mod lane;
+mod mss;
 mod node;
 mod opener;
 mod pull;

@@ -7,6 +7,7 @@ use crate::batch::{Drops, FrameArea, RawUpcall, RxBatch};
 use crate::frame;
 use crate::handshake::Source;
 use crate::lane::{RxLane, RxStats};
+use crate::mss;
 use crate::relay_leg::check_down;
 use crate::snapshot::{Install, PeerId, SessionId, Snapshot, owner};
 use crate::superframe::Headers;
@@ -242,6 +243,7 @@ impl Opener {
         if o.src != forward.guard.mac && !snapshot.macs.contains_key(&o.src) {
             self.hear_station(now, batch, o.src, peer);
         }
+        mss::lower(batch.frame_mut(&area), &o, forward.segment, left.is_none());
         match (area, left) {
             (FrameArea::Slot(area), Some((c, h))) => {
                 if !batch.deliver_chunk(peer, c, area, h) {

@@ -66,6 +66,8 @@ pub struct Forward {
     pub route: Route,
     /// Largest datagram for it, without a relay header, bytes.
     pub mtu: usize,
+    /// Largest datagram for a TCP segment of its own: the same, or while that is searched what it will likely be. [P-MSS]
+    pub segment: usize,
     /// What it may send.
     pub guard: Guard,
 }

@@ -90,7 +90,7 @@ pub struct Headers {
     /// Where the IP header begins.
     ip: usize,
     /// Where TCP or UDP begins.
-    l4: usize,
+    pub(crate) l4: usize,
     /// Where the payload begins.
     pub payload: usize,
     v6: bool,
@@ -367,7 +367,7 @@ fn sum(bytes: &[u8], start: u64) -> u64 {
     sum + u64::from(u32::from_be_bytes(last))
 }
 
-fn fold(mut sum: u64) -> u16 {
+pub(crate) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }

@@ -1,8 +1,10 @@
 //! Path MTU discovery with the shipped programs: underlays of several sizes, and some that shrink under a TCP stream.
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use shadowmesh_netns_tests::{Evening, Host, Lab, Measured, Pair, iperf3, received_mbit, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -92,6 +94,17 @@ impl Path {
         stall
     }
 
+    /// What a TCP connection between the two puts into one segment, beside timestamps. [P-MSS]
+    fn segment(&self) -> u32 {
+        let (a, b, address) = (&self.a, &self.b, self.pair.members[0].ipv4);
+        let listener = a.enter(|| TcpListener::bind((address, 0)).unwrap());
+        let stream = b.enter(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let (other, _) = listener.accept().unwrap();
+        let [one, two] = [&stream, &other].map(|s| getsockopt(s, sockopt::TcpMaxSeg).unwrap());
+        assert_eq!(one, two, "both ways");
+        one
+    }
+
     /// The stall is a second at most, and the figure is right.
     fn survives(&self, measured: &mut Measured, what: &str, mtu: u32) {
         let stall = self.stall(mtu).as_secs_f64();
@@ -121,6 +134,10 @@ fn every_underlay_is_found() {
                     path.a.run("ping", &["-n", "-c", "3", "-i", "0.05", "-W", "2", "-s", size, &address]);
                 assert!(said.contains(" 0% packet loss"), "{said}");
             }
+            // A segment by itself goes in one datagram, as far as the devices let it.
+            let headers = if over == Over::Wire6 { 48 } else { 28 };
+            let (around, tcp) = (35 + 14, 20 + 32);
+            assert_eq!(path.segment(), (mtu - headers - around).min(1500) - tcp, "{over:?} of {mtu}");
         }
     }
 }

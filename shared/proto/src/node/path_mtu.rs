@@ -21,6 +21,8 @@ const BASE: usize = SAFE_DATAGRAM;
 const LINKS: [usize; 12] = [1280, 1320, 1360, 1400, 1420, 1440, 1460, 1480, 1492, 1500, 1600, 9000];
 /// What is tried first: mostly it is one of them.
 const COMMON: [usize; 3] = [1400, 1500, 9000];
+/// The one of them that most have.
+const ETHERNET: usize = 1500;
 /// Rounds after the first in which a size may go unanswered (RFC 8899 section 5.1.2).
 const MAX_PROBES: u8 = 3;
 /// PROBE_TIMER: from round to round, and the most when nothing at all is answered.
@@ -123,6 +125,16 @@ impl PathMtu {
     /// PLPMTU by this route.
     pub fn size_on(&self, route: Option<Route>) -> usize {
         if route == self.route { self.size } else { BASE }
+    }
+
+    /// What a TCP segment, of a connection that begins now, is to fit: PLPMTU, or while that is searched what an Ethernet
+    /// takes. [P-MSS]
+    pub fn segment_on(&self, route: Option<Route>) -> usize {
+        let searching = self.size == BASE && self.rounds <= MAX_PROBES;
+        match route == self.route && searching {
+            true => ETHERNET.saturating_sub(self.headers).min(self.limit).max(BASE),
+            false => self.size_on(route),
+        }
     }
 
     /// The IP packet of a datagram of that size.

@@ -41,6 +41,7 @@ impl Node {
                 lanes: route.and(lanes),
                 route: route.unwrap_or(Route::Relay { relay: u32::MAX, handle: 0 }),
                 mtu: p.path.size_on(route),
+                segment: p.path.segment_on(route),
                 guard: guard(&member),
             };
             peers.insert(p.id, forward);
