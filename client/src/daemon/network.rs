@@ -17,11 +17,13 @@ use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use tracing::warn;
+use tracing::{debug, warn};
 
-/// Frames that wait in the kernel for us: 10 ms at 50,000 a second, as long as a busy machine may keep us waiting. Local TCP
-/// does not fill it (two superframes a stream), and loaded ping is the same with 64 of them.
+/// Frames of one queue that wait in the kernel for us: 10 ms at 50,000 a second, as long as a busy machine may keep us
+/// waiting. Local TCP fills it with superframes, which is why there are several.
 const TXQUEUELEN: u32 = 500;
+/// Queues of the device that each sending thread reads in turn: what waits in one does not keep others waiting.
+const QUEUES: u16 = 4;
 /// For each so many cores, data has a thread of its own in each direction; the others are for those who use the network.
 const DATA_THREAD_CORES: usize = 4;
 
@@ -110,19 +112,20 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         may_bridge(name, &saved, &node, bridge)?;
     }
     let threads = data_threads(config);
-    let queues = threads.max(1);
-    let udp = bind(config, &mut meta, queues)?;
+    let pairs = threads.max(1);
+    let udp = bind(config, &mut meta, pairs)?;
     files.save_meta(&meta).map_err(|e| state::problem(&e))?;
+    let queues = pairs * QUEUES;
     let options = TapOptions { mtu: wanted.mtu, mac: node.mac(), vnet: true, queues, txqueuelen: TXQUEUELEN };
     let tap = Tap::open(&wanted.interface, options).map_err(|e| {
         let exit = if matches!(e, TapError::NoPrivilege) { Exit::NotPermitted } else { Exit::Failed };
         let p = Problem::new(exit, e.to_string());
         if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh up") } else { p }
     })?;
-    let mut taps = vec![tap];
-    while taps.len() < usize::from(queues) {
-        taps.push(taps[0].another_queue().map_err(|e| Problem::failed(e.to_string()))?);
-    }
+    let others = (1..queues).map(|_| tap.another_queue()).collect::<Result<Vec<_>, _>>();
+    let mut others = others.map_err(|e| Problem::failed(e.to_string()))?.into_iter();
+    let mut taps = vec![std::iter::once(tap).chain(others.by_ref().take(usize::from(QUEUES) - 1)).collect()];
+    taps.extend((1..pairs).map(|_| others.by_ref().take(QUEUES.into()).collect()));
     let endpoints = endpoints(&wanted, &id, &saved.facts, node);
     let root = meta.root.map(|n| seed.root_key(n)).transpose();
     let root = root.map_err(|e| Problem::failed(format!("the root key could not be made: {e}")))?;
@@ -142,7 +145,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         // For measurements: the race that is otherwise rare.
         rekey_both: std::env::var_os("SHADOWMESH_REKEY_BOTH").is_some(),
         endpoints,
-        data_threads: queues.into(),
+        data_threads: pairs.into(),
         seed: *Secret::<32>::random().expose(),
     };
     let listen = udp.local_addrs();
@@ -519,6 +522,9 @@ pub async fn configure(
         netlink.join_bridge(device, bridge).await.map_err(failed)?;
     }
     if !netlink.link_state(device).await.map_err(failed)?.up {
+        if let Err(e) = netlink.without_qdisc(device).await {
+            debug!("{e}");
+        }
         netlink.set_up(device).await.map_err(failed)?;
     }
     // A port of a bridge takes no packets itself.

@@ -52,7 +52,7 @@ pub struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// A pair for each queue of the device; on the node's thread there is one.
+    /// A pair for each of these; on the node's thread there is one.
     pub fn pairs(&self, devices: Vec<Device>, threads: bool) -> io::Result<(Mailboxes, Data)> {
         let (pairs, mut ids) = (devices.len(), [0; 4]);
         ids.copy_from_slice(&shadowmesh_crypto::Secret::<32>::random().expose()[..4]);
@@ -74,6 +74,7 @@ impl Common<'_> {
             let sending = Sending {
                 outbound: Outbound::new(sealer, self.snapshot.clone(), batch),
                 device: device.clone(),
+                turn: 0,
                 udp: self.udp.clone(),
                 out: Outbox::default(),
                 mailbox: tx,
@@ -159,8 +160,9 @@ impl Drop for Data {
     }
 }
 
-/// A turn of a data half that has no threads: a batch of each, where there is something.
-pub fn step((sending, receiving): &mut Pair, sockets: bool, device: bool) -> io::Result<()> {
+/// A turn of a data half that has no threads: a batch of each, where there is something. `device`: the queues that have any,
+/// a bit each.
+pub fn step((sending, receiving): &mut Pair, sockets: bool, device: u32) -> io::Result<()> {
     if sockets {
         receiving.step()?;
     }
@@ -169,8 +171,5 @@ pub fn step((sending, receiving): &mut Pair, sockets: bool, device: bool) -> io:
     if sending.held().is_some() {
         sending.flush();
     }
-    if device {
-        sending.step()?;
-    }
-    Ok(())
+    sending.step(device)
 }

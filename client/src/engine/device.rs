@@ -2,6 +2,7 @@
 
 use shadowmesh_host::tap::{self, Tap, VNET_HEADER};
 use shadowmesh_proto::batch::{Delivered, Drops};
+use shadowmesh_proto::frame;
 use shadowmesh_proto::superframe::{GSO_ECN, GSO_UDP, VnetHeader};
 use shadowmesh_wire::DropReason;
 use std::io::{self, IoSlice};
@@ -12,9 +13,12 @@ use std::sync::Arc;
 const COMPLETE: [u8; VNET_HEADER] = [0; VNET_HEADER];
 
 /// The device, as one thread uses it.
+///
+/// It has several queues, and the kernel keeps a flow in one: where a frame of it was last given to the host, else by its
+/// hash. They are read in turn, so that a flow that fills its queue delays and drops its own frames, hardly those of others.
 #[derive(Clone)]
 pub struct Device {
-    tap: Arc<Tap>,
+    taps: Arc<[Tap]>,
     /// It takes UDP superframes (Linux 6.2).
     udp: bool,
     /// Somebody reads along.
@@ -22,15 +26,30 @@ pub struct Device {
 }
 
 impl Device {
-    /// Uses a device.
-    pub fn new(tap: Tap) -> Self {
-        Device { tap: Arc::new(tap), udp: true, watched: false }
+    /// Uses these queues of a device, one at least and 32 at most.
+    pub fn new(taps: Vec<Tap>) -> Self {
+        Device { taps: taps.into(), udp: true, watched: false }
+    }
+
+    /// Its queues, for a poller.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.taps.iter().map(AsFd::as_fd)
+    }
+
+    /// How many they are.
+    pub fn queues(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// Any of them, for what concerns the device.
+    fn tap(&self) -> &Tap {
+        &self.taps[0]
     }
 
     /// Looks whether somebody reads along, like tcpdump. Who does would take checksums that are left to the device for
     /// wrong ones, and superframes for frames that no network carries. So frames are written one by one then, complete.
     pub fn look(&mut self) {
-        self.watched = self.tap.is_watched();
+        self.watched = self.tap().is_watched();
     }
 
     /// Does it take superframes of all kinds, so that frames are worth joining?
@@ -40,19 +59,19 @@ impl Device {
 
     /// Does it take frames with something left to do, of this `gso_type`?
     fn takes(&self, gso_type: u8) -> bool {
-        self.tap.options().vnet && !self.watched && (self.udp || gso_type & !GSO_ECN != GSO_UDP)
+        self.tap().options().vnet && !self.watched && (self.udp || gso_type & !GSO_ECN != GSO_UDP)
     }
 
-    /// Takes a frame: its length, and what is left to do for it.
+    /// Takes a frame from a queue: its length, and what is left to do for it.
     ///
     /// # Errors
     /// As [`Tap::recv`].
-    pub fn read(&self, buf: &mut [u8]) -> io::Result<(usize, Option<VnetHeader>)> {
-        let mut header = COMPLETE;
-        let len = self.tap.recv(&mut header, buf)?;
-        let vnet = self.tap.options().vnet.then(|| VnetHeader::parse(&header));
+    pub fn read(&self, queue: usize, buf: &mut [u8]) -> io::Result<(usize, Option<VnetHeader>)> {
+        let (mut header, tap) = (COMPLETE, &self.taps[queue]);
+        let len = tap.recv(&mut header, buf)?;
+        let vnet = tap.options().vnet.then(|| VnetHeader::parse(&header));
         // Without offloads a frame that fills the room was cut.
-        let cut = !self.tap.options().vnet && len >= buf.len();
+        let cut = !tap.options().vnet && len >= buf.len();
         Ok((if cut { 0 } else { len }, vnet))
     }
 
@@ -67,7 +86,7 @@ impl Device {
             let header = vnet.emit();
             let mut pieces = vec![IoSlice::new(&header), IoSlice::new(frame.head)];
             pieces.extend(frame.parts().map(IoSlice::new));
-            match self.tap.send(&pieces) {
+            match self.queue_of(frame.head).send(&pieces) {
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                     // A kernel that does not know UDP superframes; anything else goes by parts this once.
                     self.udp &= vnet.gso_type & !GSO_ECN != GSO_UDP;
@@ -90,8 +109,14 @@ impl Device {
     /// As [`Device::write`].
     pub fn write_plain(&self, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
         let pieces = [IoSlice::new(&COMPLETE), IoSlice::new(frame)];
-        let first = usize::from(!self.tap.options().vnet);
-        self.written(self.tap.send(&pieces[first..]), drops)
+        let first = usize::from(!self.tap().options().vnet);
+        self.written(self.queue_of(frame).send(&pieces[first..]), drops)
+    }
+
+    /// The queue that this frame's flow is to have from now on.
+    fn queue_of(&self, frame: &[u8]) -> &Tap {
+        let hash = u64::from(if self.taps.len() > 1 { frame::flow(frame) } else { 0 });
+        &self.taps[((hash * self.taps.len() as u64) >> 32) as usize]
     }
 
     fn written(&self, result: io::Result<usize>, drops: &mut Drops) -> io::Result<()> {
@@ -107,12 +132,6 @@ impl Device {
 
     /// What is said of a device that was deleted.
     pub fn gone(&self) -> io::Error {
-        io::Error::other(format!("the network device `{}` was deleted", self.tap.name()))
-    }
-}
-
-impl AsFd for Device {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tap.as_fd()
+        io::Error::other(format!("the network device `{}` was deleted", self.tap().name()))
     }
 }

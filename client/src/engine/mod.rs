@@ -21,7 +21,7 @@ use data::{Common, Data, step};
 use device::Device;
 use mailbox::{Mailboxes, Ups};
 use outbox::Outbox;
-use sending::now;
+use sending::{now, readable};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::ration::Ration;
@@ -81,8 +81,8 @@ pub enum End {
 pub struct Setup {
     /// The node's own.
     pub node: NodeConfig,
-    /// The device: a queue of it for each pair of data threads, one without.
-    pub taps: Vec<Tap>,
+    /// The device: its queues, for each pair of data threads; once without.
+    pub taps: Vec<Vec<Tap>>,
     /// The sockets.
     pub udp: Udp,
     /// Where state is kept.
@@ -296,7 +296,7 @@ impl Loop {
         jobs: SyncSender<Work>,
     ) -> io::Result<Self> {
         let clock = Clock::new();
-        let vnet = setup.taps.iter().all(|t| t.options().vnet);
+        let vnet = setup.taps.iter().flatten().all(|t| t.options().vnet);
         let frame = if vnet { SUPERFRAME } else { setup.node.mtu + FRAME_OVERHEAD };
         let suites = setup.node.suites.clone();
         let node = Node::new(setup.node, Time(0), clock.unix());
@@ -385,7 +385,7 @@ impl Loop {
             let last = fds.len();
             if matches!(self.data, Data::Here(_)) && held.is_none() {
                 // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
-                fds.push((self.device.as_fd(), Interest::Read));
+                fds.extend(self.device.fds().map(|fd| (fd, Interest::Read)));
             }
             let ready = poller.wait(&fds, Some(timeout))?;
             drop(fds);
@@ -399,7 +399,7 @@ impl Loop {
                 self.commands();
             }
             if let Data::Here(data) = &mut self.data {
-                let device = held.is_none() && ready.readable(last);
+                let device = if held.is_none() { readable(&ready, last, self.device.queues()) } else { 0 };
                 step(data, (all..last).any(|i| ready.readable(i)), device)?;
             }
             self.heed();

@@ -7,7 +7,7 @@ use super::outbox::Outbox;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::tap;
 use shadowmesh_host::udp::{Queue, SendStop, Udp};
-use shadowmesh_host::wake::{Interest, Poller, Waker};
+use shadowmesh_host::wake::{Interest, Poller, Ready, Waker};
 use shadowmesh_proto::batch::Drops;
 use shadowmesh_proto::{Outbound, Time, Up};
 use shadowmesh_wire::DropReason;
@@ -16,10 +16,17 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// What a queue of the device may have of a batch before the next one's turn, bytes; and what a frame counts at least. So
+/// one superframe, or 16 frames.
+const QUANTUM: usize = 64 << 10;
+const LEAST: usize = QUANTUM / 16;
+
 /// The sending half with all that it needs.
 pub struct Sending {
     pub outbound: Outbound,
     pub device: Device,
+    /// The queue of the device that was read last.
+    pub turn: usize,
     pub udp: Arc<Udp>,
     pub out: Outbox,
     pub mailbox: Arc<Mailbox>,
@@ -39,21 +46,29 @@ impl Sending {
         self.out.flush(&self.udp, &mut self.drops);
     }
 
-    /// One batch of frames from the device, read straight into its slots, sealed there, sent. `false`: there was none.
-    pub fn step(&mut self) -> io::Result<bool> {
-        let (mut more, mut gone) = (true, None);
+    /// One batch of frames from the device, read straight into its slots, sealed there, sent. `ready`: the queues that have
+    /// any, a bit each.
+    pub fn step(&mut self, ready: u32) -> io::Result<()> {
+        let (mut ready, mut gone) = (ready, None);
         let batch = self.outbound.batch();
-        while more {
-            let Some(slot) = batch.reserve() else { break };
-            match self.device.read(slot) {
-                Ok((len, vnet)) if len > 0 => batch.commit(len, vnet),
-                Ok(_) => self.drops.count(DropReason::BadFrame),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    more = false;
-                    // The interface may be down for a while; only a device that is gone ends the loop.
-                    gone = tap::vanished(&e).then(|| self.device.gone());
+        'full: while ready != 0 {
+            self.turn = (self.turn + 1) % self.device.queues();
+            let (bit, mut quantum) = (1 << self.turn, QUANTUM);
+            while ready & bit != 0 && quantum > 0 {
+                let Some(slot) = batch.reserve() else { break 'full };
+                match self.device.read(self.turn, slot) {
+                    Ok((len, vnet)) if len > 0 => {
+                        batch.commit(len, vnet);
+                        quantum = quantum.saturating_sub(len.max(LEAST));
+                    }
+                    Ok(_) => self.drops.count(DropReason::BadFrame),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready &= !bit,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => {
+                        ready &= !bit;
+                        // The interface may be down for a while; only a device that is gone ends the loop.
+                        gone = tap::vanished(&e).then(|| self.device.gone());
+                    }
                 }
             }
         }
@@ -61,7 +76,7 @@ impl Sending {
             return Err(e);
         }
         if batch.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         self.mailbox.deliver_to_outbound(&mut self.outbound);
         let now = now(&self.clock);
@@ -74,7 +89,7 @@ impl Sending {
         for (to, len) in self.out.too_big.drain(..) {
             self.ups.send(Up::TooBig(to, len), &mut self.drops);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// When to call [`Sending::handle_timeout`].
@@ -102,23 +117,23 @@ impl Sending {
             let mut timeout = self.deadline().map(|at| at.since(now(&self.clock)));
             let mut fds = vec![(waker.as_fd(), Interest::Read)];
             match self.held() {
-                None => fds.push((self.device.as_fd(), Interest::Read)),
+                None => fds.extend(self.device.fds().map(|fd| (fd, Interest::Read))),
                 Some(SendStop::WouldBlock) => {
                     fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
                 }
                 Some(SendStop::NoBuffers) => timeout = Some(BUFFERS_FULL),
             }
+            let held = self.held().is_some();
             let ready = poller.wait(&fds, timeout)?;
             drop(fds);
             if ready.readable(0) {
                 waker.clear();
                 self.mailbox.deliver_to_outbound(&mut self.outbound);
             }
-            if self.held().is_some() {
+            if held {
                 self.flush();
-            }
-            if self.held().is_none() {
-                self.step()?;
+            } else {
+                self.step(readable(&ready, 1, self.device.queues()))?;
             }
             if self.deadline().is_some_and(|at| now(&self.clock) >= at) {
                 self.handle_timeout();
@@ -127,6 +142,11 @@ impl Sending {
         }
         Ok(())
     }
+}
+
+/// Which of so many descriptors from the first on can be read, a bit each.
+pub fn readable(ready: &Ready, first: usize, count: usize) -> u32 {
+    (0..count).map(|i| u32::from(ready.readable(first + i)) << i).sum()
 }
 
 /// The time that the core is given.

@@ -6,11 +6,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures_util::TryStreamExt;
-use rtnetlink::packet_core::ErrorMessage;
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{
+    ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder, new_connection};
 
 /// What netlink refused.
@@ -144,6 +148,28 @@ impl Netlink {
     /// Brings the interface up.
     pub async fn set_up(&self, name: &str) -> Result<(), NetlinkError> {
         self.change(name, "bringing the interface up", |m| m.up()).await
+    }
+
+    /// Has frames go straight to the interface's own queues. A TAP never tells the kernel to wait, so that a queueing
+    /// discipline before it holds nothing, and makes one for each of the 256 queues that it could have: megabytes. To be
+    /// done while it is down.
+    pub async fn without_qdisc(&self, name: &str) -> Result<(), NetlinkError> {
+        let index = self.link(name).await?.header.index;
+        let mut message = TcMessage::with_index(index as i32);
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind("noqueue".into()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let what = "removing the queueing discipline";
+        let mut answers = self.handle.clone().request(request).map_err(|e| failed(what, e))?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(e) = answer.payload
+                && e.code.is_some()
+            {
+                return Err(failed(what, rtnetlink::Error::NetlinkError(e)));
+            }
+        }
+        Ok(())
     }
 
     /// Makes the interface a port of a bridge. That it is one already is no error.

@@ -30,9 +30,9 @@ pub struct TapOptions {
     pub mac: [u8; 6],
     /// Superframes and checksum offloads, each frame behind a virtio header.
     pub vnet: bool,
-    /// How many threads will read it; more than one makes [`Tap::another_queue`] possible.
+    /// How many queues it is to have; more than one makes [`Tap::another_queue`] possible.
     pub queues: u16,
-    /// Frames that wait in the kernel for us. 64 to 128: more is latency, not throughput.
+    /// Frames that wait in the kernel for us, in each queue.
     pub txqueuelen: u32,
 }
 
@@ -142,7 +142,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// A further queue of the same device, for another thread. Only when opened with `queues` above one.
+    /// A further queue of the same device. Only when opened with `queues` above one.
     pub fn another_queue(&self) -> Result<Tap, TapError> {
         let other = |step| move |source| TapError::Other { name: self.name.clone(), step, source };
         let device = self.device.try_clone().map_err(other("adding a queue"))?;

@@ -31,7 +31,7 @@ pub const BATCH: usize = 64;
 /// each message begins is another place in the caches.
 pub const JOINED: usize = 65_536 + 25 * 64;
 /// Messages that are taken at once while the kernel joins: as much as stays in a core's own cache.
-const JOINED_BATCH: usize = 16;
+const JOINED_BATCH: usize = 4;
 
 /// Asked of the kernel for each direction of each socket.
 const BUFFER: usize = 4 << 20;

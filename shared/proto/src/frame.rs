@@ -189,6 +189,30 @@ fn source6(frame: &[u8], o: &Outline) -> Option<Ipv6Addr> {
     Some(b.into())
 }
 
+/// A number that frames of one flow have in common, and of others mostly not: of the addresses, the protocol, and the
+/// ports of TCP and UDP.
+pub fn flow(frame: &[u8]) -> u32 {
+    let Ok(o) = Outline::read(frame) else { return 0 };
+    let packet = &frame[o.payload..];
+    let (addresses, protocol, l4) = match o.ethertype {
+        IPV4 => {
+            let first = packet.first().map_or(0, |b| usize::from(b & 15) * 4);
+            // Only a fragment's first has ports: none counts.
+            let whole = packet.get(6..8).is_some_and(|f| f[0] & 0x3f == 0 && f[1] == 0);
+            (12..20, packet.get(9), first + usize::from(!whole) * packet.len())
+        }
+        IPV6 => (8..40, packet.get(6), 40),
+        _ => return 0,
+    };
+    let ports = packet.get(l4..l4 + 4).filter(|_| matches!(protocol, Some(6 | 17)));
+    let words = packet.get(addresses).unwrap_or_default().as_chunks::<4>().0.iter();
+    let words = words.chain(ports.and_then(|p| p.first_chunk()));
+    let hash = words.fold(u64::from(protocol.copied().unwrap_or(0)), |hash, word| {
+        (hash ^ u64::from(u32::from_ne_bytes(*word))).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
+    });
+    (hash >> 32) as u32 ^ hash as u32
+}
+
 /// The answer to "who has `target`", as `owner` would give it; `question` is the asker's frame (its tags are kept).
 pub fn answer(question: &[u8], o: &Outline, r: &Resolution, owner: [u8; 6]) -> Option<Vec<u8>> {
     let mut out = question.get(..o.payload)?.to_vec();
@@ -238,4 +262,45 @@ pub fn answer(question: &[u8], o: &Outline, r: &Resolution, owner: [u8; 6]) -> O
     // The shortest Ethernet payload is 46 bytes; a TAP does not pad, and some hosts mind.
     out.resize(out.len().max(60), 0);
     Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// IPv4 with these ports; `fragment`: its second part, which has none.
+    fn udp(ports: [u8; 4], fragment: bool) -> Vec<u8> {
+        let mut f = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0, 40, 0, 1];
+        f.extend([0x20 * u8::from(fragment), u8::from(fragment), 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        f.extend(ports);
+        f.extend([0; 16]);
+        f
+    }
+
+    /// Flows differ by their ports and share the queues of a device evenly; of one flow all frames are alike.
+    #[test]
+    fn flows_spread() {
+        let mut queues = [0; 4];
+        for port in 0..4000u16 {
+            let [a, b] = port.to_be_bytes();
+            let mut frame = udp([a, b, 0, 53], false);
+            let of = flow(&frame);
+            frame.extend([7; 100]);
+            assert_eq!(flow(&frame), of);
+            queues[((u64::from(of) * 4) >> 32) as usize] += 1;
+        }
+        assert!(queues.iter().all(|n| (900..1100).contains(n)), "{queues:?}");
+        assert_eq!(flow(&udp([1, 2, 3, 4], true)), flow(&udp([5, 6, 7, 8], true)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_frame_has_one(mut f in proptest::collection::vec(any::<u8>(), 0..80), kind in 0usize..3) {
+            if let Some(ethertype) = f.get_mut(12..14) {
+                ethertype.copy_from_slice(&[[8, 0], [0x86, 0xdd], [0x81, 0]][kind]);
+            }
+            prop_assert_eq!(flow(&f), flow(&f));
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! A ping crosses: two daemons that know each other's address, a router between.
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -101,6 +102,50 @@ fn data_threads_by_relay() {
     assert!(mbit > 50.0);
     let count = |why: &str| drops[why].as_u64().unwrap_or(0);
     assert_eq!(["unknown_index", "queue_full", "bad_mac", "replayed"].map(count), [0; 4], "{drops}");
+}
+
+/// A program that sends more than the daemon carries loses its own frames, not those of others: the device has a queue for
+/// each of several flows.
+#[test]
+fn a_flood_does_not_keep_others_out() {
+    let p = two("a flood", "");
+    let to = p.pair.to();
+    p.a.must_reach(&to, 10);
+    let dropped = || {
+        let text = p.a.run("cat", &["/sys/class/net/sm-home/statistics/tx_dropped"]);
+        text.trim().parse::<u64>().unwrap()
+    };
+    // Datagrams, since ping tries again what the device would not take. One flood in four has their queue by chance; another,
+    // from another port, is another flow.
+    let (a, b, address) = (&p.a, &p.b, p.pair.members[1].ipv4);
+    let receiver = b.enter(|| UdpSocket::bind((address, 0)).unwrap());
+    receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let sender = a.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+    // The first is lost while neighbours find each other.
+    wait_until("a datagram", SECONDS(5), || {
+        sender.send(&[0]).ok().and_then(|_| receiver.recv(&mut [0]).ok())
+    });
+    let lost = |n: u32| {
+        let (before, mut lost) = (dropped(), 0.0);
+        iperf3(&p.a, &p.b, &to, &["-u", "-l", "64", "-b", "0"], SECONDS(2), || {
+            std::thread::sleep(Duration::from_millis(500));
+            std::thread::scope(|scope| {
+                let arrived =
+                    scope.spawn(|| (0..100).take_while(|_| receiver.recv(&mut [0]).is_ok()).count());
+                for _ in 0..100 {
+                    let _full = sender.send(&[0]);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                lost = 1.0 - arrived.join().unwrap() as f64 / 100.0;
+            });
+        });
+        let flooded = dropped() - before;
+        println!("flood {n}: {flooded} of its frames dropped at the device, {lost:.2} of the others");
+        assert!(flooded > 1000, "the flood was no flood: {flooded}");
+        lost
+    };
+    assert!((1..=5).any(|n| lost(n) < 0.02), "others were lost beside every flood");
 }
 
 /// Mbit/s of nine TCP streams, and what was dropped where they arrive.
