@@ -122,10 +122,12 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         let p = Problem::new(exit, e.to_string());
         if exit == Exit::NotPermitted { p.fix("Run it as root:  sudo shadowmesh up") } else { p }
     })?;
-    let others = (1..queues).map(|_| tap.another_queue()).collect::<Result<Vec<_>, _>>();
-    let mut others = others.map_err(|e| Problem::failed(e.to_string()))?.into_iter();
-    let mut taps = vec![std::iter::once(tap).chain(others.by_ref().take(usize::from(QUEUES) - 1)).collect()];
-    taps.extend((1..pairs).map(|_| others.by_ref().take(QUEUES.into()).collect()));
+    let mut taps = vec![tap];
+    while taps.len() < usize::from(queues) {
+        taps.push(taps[0].another_queue().map_err(|e| Problem::failed(e.to_string()))?);
+    }
+    let mut taps = taps.into_iter();
+    let taps = (0..pairs).map(|_| taps.by_ref().take(QUEUES.into()).collect()).collect();
     let endpoints = endpoints(&wanted, &id, &saved.facts, node);
     let root = meta.root.map(|n| seed.root_key(n)).transpose();
     let root = root.map_err(|e| Problem::failed(format!("the root key could not be made: {e}")))?;

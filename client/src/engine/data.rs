@@ -162,7 +162,7 @@ impl Drop for Data {
 
 /// A turn of a data half that has no threads: a batch of each, where there is something. `device`: the queues that have any,
 /// a bit each.
-pub fn step((sending, receiving): &mut Pair, sockets: bool, device: u32) -> io::Result<()> {
+pub fn step((sending, receiving): &mut Pair, sockets: bool, device: u64) -> io::Result<()> {
     if sockets {
         receiving.step()?;
     }

@@ -26,7 +26,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Uses these queues of a device, one at least and 32 at most.
+    /// Uses these queues of a device, one at least.
     pub fn new(taps: Vec<Tap>) -> Self {
         Device { taps: taps.into(), udp: true, watched: false }
     }

@@ -21,7 +21,7 @@ use data::{Common, Data, step};
 use device::Device;
 use mailbox::{Mailboxes, Ups};
 use outbox::Outbox;
-use sending::{now, readable};
+use sending::now;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::ration::Ration;
@@ -399,7 +399,7 @@ impl Loop {
                 self.commands();
             }
             if let Data::Here(data) = &mut self.data {
-                let device = if held.is_none() { readable(&ready, last, self.device.queues()) } else { 0 };
+                let device = if held.is_none() { ready.readable_from(last, self.device.queues()) } else { 0 };
                 step(data, (all..last).any(|i| ready.readable(i)), device)?;
             }
             self.heed();

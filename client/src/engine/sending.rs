@@ -7,7 +7,7 @@ use super::outbox::Outbox;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::tap;
 use shadowmesh_host::udp::{Queue, SendStop, Udp};
-use shadowmesh_host::wake::{Interest, Poller, Ready, Waker};
+use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_proto::batch::Drops;
 use shadowmesh_proto::{Outbound, Time, Up};
 use shadowmesh_wire::DropReason;
@@ -48,7 +48,7 @@ impl Sending {
 
     /// One batch of frames from the device, read straight into its slots, sealed there, sent. `ready`: the queues that have
     /// any, a bit each.
-    pub fn step(&mut self, ready: u32) -> io::Result<()> {
+    pub fn step(&mut self, ready: u64) -> io::Result<()> {
         let (mut ready, mut gone) = (ready, None);
         let batch = self.outbound.batch();
         'full: while ready != 0 {
@@ -133,7 +133,7 @@ impl Sending {
             if held {
                 self.flush();
             } else {
-                self.step(readable(&ready, 1, self.device.queues()))?;
+                self.step(ready.readable_from(1, self.device.queues()))?;
             }
             if self.deadline().is_some_and(|at| now(&self.clock) >= at) {
                 self.handle_timeout();
@@ -142,11 +142,6 @@ impl Sending {
         }
         Ok(())
     }
-}
-
-/// Which of so many descriptors from the first on can be read, a bit each.
-pub fn readable(ready: &Ready, first: usize, count: usize) -> u32 {
-    (0..count).map(|i| u32::from(ready.readable(first + i)) << i).sum()
 }
 
 /// The time that the core is given.

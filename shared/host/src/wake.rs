@@ -70,6 +70,12 @@ impl Ready {
         bit(self.readable | self.failed, i)
     }
 
+    /// Which of so many descriptors from the first on can be read, as [`Ready::readable`] says it of one; a bit each.
+    pub fn readable_from(&self, first: usize, count: usize) -> u64 {
+        let all = (self.readable | self.failed).unbounded_shr(first as u32);
+        all & !u64::MAX.unbounded_shl(count as u32)
+    }
+
     /// The descriptor can be written.
     pub fn writable(&self, i: usize) -> bool {
         bit(self.writable, i)
@@ -199,6 +205,10 @@ mod tests {
         let ready = poller.wait(&wait, None).unwrap();
         assert!(ready.failed(1) && ready.readable(1));
         assert!(!ready.readable(63) && !ready.readable(64));
+        assert_eq!(
+            [(0, 2), (1, 1), (0, 1), (2, 62), (64, 3)].map(|(i, n)| ready.readable_from(i, n)),
+            [2, 1, 0, 0, 0]
+        );
     }
 
     #[test]

@@ -36,6 +36,12 @@ pub fn iperf3(
     value
 }
 
+/// Does the kernel have this congestion control?
+pub fn has_congestion_control(name: &str) -> bool {
+    let path = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+    std::fs::read_to_string(path).unwrap_or_default().split_whitespace().any(|c| c == name)
+}
+
 /// What arrived of a TCP stream, Mbit/s.
 pub fn received_mbit(said: &Value) -> f64 {
     said["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e6

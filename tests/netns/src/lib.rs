@@ -36,7 +36,7 @@ use std::time::Duration;
 
 pub use evening::{Evening, Machine, make_home, make_relay, spawn_relay, wait_for_relay};
 pub use host::{Host, Ping};
-pub use iperf::{iperf3, received_mbit};
+pub use iperf::{has_congestion_control, iperf3, received_mbit};
 pub use measured::{Measured, median};
 pub use members::{Member, make_network};
 pub use pair::Pair;

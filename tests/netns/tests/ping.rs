@@ -63,7 +63,7 @@ fn flows_are_spread_over_data_threads() {
     println!("nine streams: {mbit:.0} Mbit/s; sending {tx:.0?}, receiving {rx:.0?}; drops {drops}");
     assert!(mbit > 100.0);
     for times in [tx, rx] {
-        let busy = times.iter().filter(|t| **t > Duration::from_millis(50)).count();
+        let busy = times.iter().filter(|t| **t >= Duration::from_millis(60)).count();
         assert!(times.len() == 3 && busy >= 2, "{times:?}");
     }
     assert_eq!(drops, serde_json::json!({}));

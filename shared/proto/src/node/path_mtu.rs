@@ -131,9 +131,10 @@ impl PathMtu {
     /// takes. [P-MSS]
     pub fn segment_on(&self, route: Option<Route>) -> usize {
         let searching = self.size == BASE && self.rounds <= MAX_PROBES;
-        match route == self.route && searching {
-            true => ETHERNET.saturating_sub(self.headers).min(self.limit).max(BASE),
-            false => self.size_on(route),
+        if route == self.route && searching {
+            ETHERNET.saturating_sub(self.headers).min(self.limit).max(BASE)
+        } else {
+            self.size_on(route)
         }
     }
 

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use shadowmesh_netns_tests::{Lab, Measured, Pair, Profile, iperf3, median, received_mbit};
+use shadowmesh_netns_tests::{
+    Lab, Measured, Pair, Profile, has_congestion_control, iperf3, median, received_mbit,
+};
 
 /// Congestion controls: Linux's usual one, and one that loss does not slow down, where the kernel has it.
 const CONTROLS: [&str; 2] = ["cubic", "bbr"];
@@ -19,9 +21,8 @@ const RATE: u64 = 200_000;
 fn main() {
     let runs = std::env::var("LOSS_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let mut measured = Measured::new("bench-loss");
-    let known =
-        std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap_or_default();
-    let cases = CONTROLS.iter().filter(|c| known.contains(*c)).flat_map(|c| LOSSES.map(|loss| (*c, loss)));
+    let known = CONTROLS.iter().filter(|c| has_congestion_control(c));
+    let cases = known.flat_map(|c| LOSSES.map(|loss| (*c, loss)));
     for (control, loss) in cases {
         let mut pairs: Vec<[f64; 2]> = (1..=runs).map(|seed| pair(control, loss, seed)).collect();
         pairs.sort_by(|a, b| (a[1] / a[0]).total_cmp(&(b[1] / b[0])));

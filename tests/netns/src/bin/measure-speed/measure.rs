@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde_json::Value;
-use shadowmesh_netns_tests::{iperf3, received_mbit, rss};
+use shadowmesh_netns_tests::{has_congestion_control, iperf3, received_mbit, rss};
 
 use crate::contender::Overlay;
 use crate::figures::{Found, Test};
@@ -72,7 +72,7 @@ impl<'a> Bench<'a> {
             Test::Tcp1 => self.tcp("tcp1", &[], found),
             Test::Tcp1r => self.tcp("tcp1r", &["-R"], found),
             Test::Tcp4 => self.tcp("tcp4", &["-P", "4"], found),
-            Test::Tcp1bbr if !has("bbr") => {}
+            Test::Tcp1bbr if !has_congestion_control("bbr") => {}
             Test::Tcp1bbr => self.tcp("tcp1bbr", &["-C", "bbr"], found),
             Test::Loadping => self.loaded_ping(found),
             Test::Udp64 => _ = found.insert("udp64".into(), self.udp(64, 0, self.time).arrived),
@@ -216,12 +216,6 @@ fn cpu(pid: u32) -> f64 {
     // Only the name before the bracket may hold spaces; the eleventh word after the state is `utime`.
     let Some((_, rest)) = stat.rsplit_once(") ") else { panic!("a daemon ended") };
     rest.split(' ').skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum::<f64>() / TICKS
-}
-
-/// Does the kernel have this congestion control?
-fn has(control: &str) -> bool {
-    let path = "/proc/sys/net/ipv4/tcp_available_congestion_control";
-    std::fs::read_to_string(path).unwrap_or_default().split_whitespace().any(|c| c == control)
 }
 
 /// The socket buffer that is asked for: iperf3 refuses to run when it is given less than that.
