@@ -35,8 +35,8 @@ use tracing::{debug, error, info, warn};
 
 /// Addresses are compared with the machine's routes so often, and what does not run is tried again.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// A network that is up has made its first sessions by then, and needs no more of what starting did.
-const SETTLED: Duration = Duration::from_secs(5);
+/// A network that is up needs no more by then of what starting did.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// The running daemon.
 pub struct Daemon {
