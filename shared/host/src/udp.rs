@@ -36,6 +36,7 @@ const JOINED_BATCH: usize = 4;
 /// Asked of the kernel for each direction of each socket; it counts its own bookkeeping, too, and doubles what it is asked.
 /// It is a queue that everything waits in, so it is as short as bursts allow: decision 0009.
 const BUFFER: usize = 1 << 20;
+
 /// Which of the two queues behind an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
