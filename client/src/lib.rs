@@ -8,3 +8,4 @@ pub mod errand;
 pub mod logging;
 pub mod paths;
 pub mod state;
+mod upnp;

@@ -37,7 +37,7 @@ MUTANTS = [
         (P + "node/sessions.rs", "loser.retire_at = Some(now + GRACE);", "loser.retire_at = Some(now);"),
     ]),
     ("stale-lane-kept", "the data half never hears of the new session", [
-        (P + "node/sessions.rs", "        self.dirty = true;\n        if first {", "        self.dirty = first;\n        if first {"),
+        (P + "node/sessions.rs", "        self.dirty = true;\n        if way.is_some() {", "        self.dirty = first;\n        if way.is_some() {"),
     ]),
     ("first-frames-dropped", "frames that wait for a session are forgotten", [
         (P + "node/sessions.rs", "            self.publish();\n            self.flush_queue(now, p);",
@@ -74,5 +74,13 @@ MUTANTS = [
     ]),
     ("black-hole-unseen", "nobody misses the reports of what does not arrive", [
         (P + "node/path_mtu.rs", "if expected.size <= BASE ||", "if true ||"),
+    ]),
+    ("path-by-any-answer", "an answer from anywhere makes a path to there", [
+        (P + "node/paths.rs", "self.checks.iter_mut().find(|c| c.candidate.address == from)?;\n        let at",
+         "self.checks.iter_mut().find(|c| c.asked.iter().any(|(a, _)| a == challenge))?;\n        let at"),
+    ]),
+    ("dead-path-kept", "a direct path is never left", [
+        (P + "node/direct.rs", "let (Some(lost @ Route::Udp(_)), Some(_)) = (peer.route, peer.sending) else { return };",
+         "let (Some(lost @ Route::Udp(_)), Some(_)) = (peer.route.filter(|_| false), peer.sending) else { return };"),
     ]),
 ]

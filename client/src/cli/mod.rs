@@ -9,6 +9,7 @@ mod start;
 
 use crate::daemon;
 use crate::paths::Paths;
+use crate::upnp;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use print::{Printer, fail, usage};
 use shadowmesh_control::{Client, CreateNetwork, Join, Problem, Status};
@@ -86,9 +87,17 @@ enum Command {
     Ping {
         /// A name, an address in the mesh, or a node id
         peer: String,
-        /// How many times
-        #[arg(short, long, default_value_t = 4)]
-        count: u32,
+        /// How many times; with --until-direct, at most
+        #[arg(short, long)]
+        count: Option<u32>,
+        /// Ask five times a second, and stop at the first answer by a path that needs no relay
+        #[arg(long)]
+        until_direct: bool,
+    },
+    /// Says by which path a peer is reached, why, and what would change it
+    Why {
+        /// A name, an address in the mesh, or a node id
+        peer: String,
     },
     /// Shows what the daemon has logged
     Logs {
@@ -118,6 +127,12 @@ enum Command {
     /// Prints the manual page
     #[command(hide = true)]
     Man,
+    /// Asks a router for a port, for the daemon
+    #[command(hide = true)]
+    Upnp {
+        /// What is asked
+        asked: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -239,6 +254,7 @@ fn run(cli: Cli, paths: Paths, printer: &Printer) -> Result<(), Problem> {
             clap_complete::generate(shell, &mut Cli::command(), "shadowmesh", &mut out);
             return settings::raw(&out);
         }
+        Command::Upnp { asked } => return settings::raw(upnp::main(&asked)?.as_bytes()),
         Command::Man => {
             let mut out = vec![];
             clap_mangen::Man::new(Cli::command())
@@ -276,7 +292,8 @@ async fn asked(cli: Cli, paths: &Paths, printer: &Printer) -> Result<(), Problem
         Command::Down => change::down(&at).await,
         Command::Status => show::status(&at).await,
         Command::Peers => show::peers(&at).await,
-        Command::Ping { peer, count } => show::ping(&at, &peer, count).await,
+        Command::Ping { peer, count, until_direct } => show::ping(&at, &peer, count, until_direct).await,
+        Command::Why { peer } => show::why(&at, &peer).await,
         Command::Identity(IdentityCommand::Show) => show::identity(&at).await,
         Command::Identity(IdentityCommand::Backup) => change::backup(&at).await,
         Command::Identity(IdentityCommand::Restore) => change::restore(&at).await,
@@ -286,6 +303,7 @@ async fn asked(cli: Cli, paths: &Paths, printer: &Printer) -> Result<(), Problem
         | Command::Logs { .. }
         | Command::Version
         | Command::Completion { .. }
+        | Command::Upnp { .. }
         | Command::Man => Ok(()),
     }
 }

@@ -3,7 +3,7 @@
 use super::At;
 use super::print::{age, parts, rtt, table};
 use shadowmesh_control::{
-    Identity, Invites, Line, NetworkStatus, PeerStatus, Ping, PingReply, Problem, Status,
+    Identity, Invites, Line, NetworkStatus, PeerStatus, Ping, PingReply, Problem, Status, Why,
 };
 
 pub async fn status(at: &At<'_>) -> Result<(), Problem> {
@@ -119,10 +119,15 @@ pub async fn peers(at: &At<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-pub async fn ping(at: &At<'_>, peer: &str, count: u32) -> Result<(), Problem> {
+/// Pings that are sent, if no number is given; and while a path without relay is waited for: a minute's.
+const PINGS: u32 = 4;
+const LOOKS: u32 = 300;
+
+pub async fn ping(at: &At<'_>, peer: &str, count: Option<u32>, until_direct: bool) -> Result<(), Problem> {
+    let count = count.unwrap_or(if until_direct { LOOKS } else { PINGS });
     let printer = at.printer;
     let path = at.path("/ping").await?;
-    let asked = Ping { peer: peer.to_owned(), count };
+    let asked = Ping { peer: peer.to_owned(), count, until_direct };
     let mut replies = vec![];
     let result = at
         .client
@@ -140,6 +145,34 @@ pub async fn ping(at: &At<'_>, peer: &str, count: u32) -> Result<(), Problem> {
             .object(&serde_json::json!({ "schema": "shadowmesh/ping/1", "peer": peer, "replies": replies }));
     }
     result.map(|_| ())
+}
+
+pub async fn why(at: &At<'_>, peer: &str) -> Result<(), Problem> {
+    // A name with a slash or the like would be another request.
+    let name: String = peer.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.:".contains(*c)).collect();
+    let why: Why = at.client.get(&at.path(&format!("/why/{name}")).await?).await?;
+    if at.printer.json {
+        at.printer.object(&why);
+        return Ok(());
+    }
+    at.printer.line(&why.answer);
+    for note in &why.notes {
+        at.printer.line(format!("  {note}"));
+    }
+    for (i, t) in why.tried.iter().enumerate() {
+        let what = if i == 0 { "tried" } else { "" };
+        let held = if t.held_back > 0 { ", and no more for now" } else { "" };
+        let outcome = match t.rtt {
+            Some(seconds) => format!("answered in {}", rtt(seconds)),
+            None if t.sent == 0 => "not asked yet".to_owned(),
+            None => format!("{} probes: no answer{held}", t.sent),
+        };
+        at.printer.line(format!("  {what:<8}{:<9} {}: {outcome}", t.kind, t.address));
+    }
+    if let Some(change) = &why.change {
+        at.printer.line(format!("What you can change: {change}"));
+    }
+    Ok(())
 }
 
 fn reply_line(peer: &str, r: &PingReply) -> String {

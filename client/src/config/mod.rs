@@ -30,6 +30,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Relays besides those the networks bring.
     pub relays: Vec<RelayUrl>,
+    /// Look for paths without a relay.
+    pub direct: bool,
     /// Ask the router for a port.
     pub port_mapping: bool,
     /// Look for members on the same network.
@@ -165,6 +167,7 @@ impl Default for Config {
             operator: None,
             listen: vec![SocketAddr::from(([0; 4], 0)), SocketAddr::from(([0u8; 16], 0))],
             relays: vec![],
+            direct: true,
             port_mapping: true,
             lan_discovery: true,
             data_threads: None,
@@ -306,6 +309,7 @@ mod tests {
                 "port_mapping: maybe\n",
                 "config.yaml, line 1: `port_mapping` is maybe; auto or off is allowed.",
             ),
+            ("direct: auto\n", "config.yaml, line 1: `direct` is auto; true or false is allowed."),
             (
                 "listen: [\"tcp://0.0.0.0:0\"]\n",
                 "config.yaml, line 1: `listen` is tcp://0.0.0.0:0; udp://ADDRESS:PORT is allowed.",
@@ -350,13 +354,13 @@ mod tests {
     fn values_are_taken_as_written() {
         let config = Config::parse(
             "f",
-            "operator: 1000\nport_mapping: off\ndata_threads: off\ncrypto: {rekey: 90s, suites: [chacha20-poly1305]}\n\
+            "operator: 1000\ndirect: false\nport_mapping: off\ndata_threads: off\ncrypto: {rekey: 90s, suites: [chacha20-poly1305]}\n\
              networks: {home: {interface: tap0, peers: {nas: {endpoints: [\"udp://192.0.2.7:41990\", \"udp://[2001:db8::1]:1\"]}}}}\n\
              metrics: {listen: \"127.0.0.1:9000\"}\nlog: {level: debug, format: json}\n",
         )
         .unwrap();
         assert_eq!(config.operator, Some(Operator::Uid(1000)));
-        assert!(!config.port_mapping && config.data_threads == Some(0));
+        assert!(!config.direct && !config.port_mapping && config.data_threads == Some(0));
         assert_eq!(config.crypto.rekey, Duration::from_secs(90));
         assert_eq!(config.network(&"home".parse().unwrap()).interface, "tap0");
         assert_eq!(config.networks.values().next().unwrap().peers.values().next().unwrap().len(), 2);

@@ -22,6 +22,7 @@ struct Raw {
     operator: Option<Text>,
     listen: Option<Vec<Text>>,
     relays: Option<Vec<Text>>,
+    direct: Option<Text>,
     port_mapping: Option<Text>,
     lan_discovery: Option<Text>,
     data_threads: Option<Text>,
@@ -182,6 +183,9 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     }
     if raw.relays.is_some() {
         at.config.set.insert("relays".into());
+    }
+    if let Some(direct) = at.flag("direct", raw.direct)? {
+        at.config.direct = direct;
     }
     let on = |t: &str| [("auto", true), ("off", false)].iter().find(|(k, _)| *k == t).map(|(_, v)| *v);
     if let Some(on) = at.one("port_mapping", raw.port_mapping, "auto or off", on)? {

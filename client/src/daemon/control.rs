@@ -1,6 +1,6 @@
 //! The control API's server: who may ask what, and the answers.
 
-use super::{Daemon, admin, make, network};
+use super::{Daemon, admin, make, network, why};
 use crate::engine::Engine;
 use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
@@ -13,11 +13,11 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use shadowmesh_control::{
     CreateNetwork, Exit, HOST, Identity, Join, Line, NetworkIdentity, NetworkStatus, Ping, PingReply,
-    Problem, Status,
+    Problem, Status, Why,
 };
 use shadowmesh_host::peercred::{self, PeerCred};
 use shadowmesh_host::privilege;
-use shadowmesh_identity::Name;
+use shadowmesh_identity::{Name, NodeId};
 use shadowmesh_proto::handshake::Source;
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -31,6 +31,8 @@ use tracing::error;
 const PING_WAIT: Duration = Duration::from_secs(5);
 /// Between pings.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// The same, while a path without relay is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) type Shared = State<Arc<Daemon>>;
 
@@ -81,6 +83,7 @@ pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener) {
         .route("/v1/networks/{network}/invites/{id}", delete(admin::cancel_invite))
         .route("/v1/networks/{network}/revoke", post(admin::revoke))
         .route("/v1/networks/{network}/ping", post(ping))
+        .route("/v1/networks/{network}/why/{peer}", get(why))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(daemon.clone(), guard))
         .with_state(daemon);
@@ -216,21 +219,38 @@ async fn shutdown(State(daemon): Shared) -> Json<serde_json::Value> {
     Json(serde_json::json!({ "stopping": true }))
 }
 
+/// The member that is meant.
+async fn member(engine: &Engine, network: &str, peer: &str) -> Result<NodeId, Problem> {
+    let text = peer.to_owned();
+    let found = engine.call(move |inside| network::find_peer(inside, &text)).await;
+    found.map_err(|e| Problem::failed(e.to_string()))?.ok_or_else(|| {
+        Problem::new(Exit::Usage, format!("\"{network}\" has no member \"{peer}\""))
+            .fix("See who there is:  shadowmesh peers")
+    })
+}
+
+async fn why(
+    State(daemon): Shared,
+    Path((name, peer)): Path<(String, String)>,
+) -> Result<Json<Why>, Refused> {
+    let (_, engine) = daemon.engine(&name).await?;
+    let node = member(&engine, &name, &peer).await?;
+    let mapping = daemon.port_mapping(&name).await;
+    let asked = engine.call(move |inside| why::answer(inside, &node, &mapping));
+    let answer = asked.await.map_err(|e| Problem::failed(e.to_string()))?;
+    let answer = answer.ok_or_else(|| {
+        Problem::failed(format!("\"{peer}\" is not a peer: that is this node, or it was revoked"))
+    })?;
+    Ok(Json(answer))
+}
+
 async fn ping(
     State(daemon): Shared,
     Path(name): Path<String>,
     Json(asked): Json<Ping>,
 ) -> Result<Response, Refused> {
     let (_, engine) = daemon.engine(&name).await?;
-    let text = asked.peer.clone();
-    let node = engine
-        .call(move |inside| network::find_peer(inside, &text))
-        .await
-        .map_err(|e| Problem::failed(e.to_string()))?
-        .ok_or_else(|| {
-            Problem::new(Exit::Usage, format!("\"{name}\" has no member \"{}\"", asked.peer))
-                .fix("See who there is:  shadowmesh peers")
-        })?;
+    let node = member(&engine, &name, &asked.peer).await?;
     Ok(stream(move |lines| async move {
         let mut answered = 0;
         let count = asked.count.clamp(1, 1_000_000);
@@ -249,7 +269,10 @@ async fn ping(
                     asked.peer
                 )));
             }
-            let pong = tokio::time::timeout(PING_WAIT, pongs.recv()).await.ok().flatten();
+            let (wait, every) =
+                if asked.until_direct { (LOOK_EVERY, LOOK_EVERY) } else { (PING_WAIT, PING_EVERY) };
+            let began = tokio::time::Instant::now();
+            let pong = tokio::time::timeout(wait, pongs.recv()).await.ok().flatten();
             let mut reply = PingReply { number, rtt: None, path: None, via: None };
             if let Some(pong) = pong {
                 answered += 1;
@@ -262,12 +285,21 @@ async fn ping(
                 };
                 (reply.path, reply.via) = (Some(path.into()), via);
             }
+            let direct = reply.path.as_deref() == Some("direct");
             if lines.send(Line::Reply(reply)).await.is_err() {
                 break;
             }
-            if number < count {
-                tokio::time::sleep(PING_EVERY).await;
+            if asked.until_direct && direct {
+                return Ok(serde_json::json!({ "sent": number, "answered": answered }));
             }
+            if number < count {
+                let next = if asked.until_direct { began } else { tokio::time::Instant::now() };
+                tokio::time::sleep_until(next + every).await;
+            }
+        }
+        if asked.until_direct && answered > 0 {
+            return Err(Problem::new(Exit::NoAnswer, format!("\"{}\" answers by a relay alone", asked.peer))
+                .fix(format!("See why:  shadowmesh why {}", asked.peer)));
         }
         if answered == 0 {
             return Err(Problem::new(Exit::NoAnswer, format!("\"{}\" did not answer", asked.peer))

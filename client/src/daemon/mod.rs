@@ -5,15 +5,21 @@
 //! are handed over; the user is changed; only then do threads start.
 
 mod admin;
+mod candidates;
 mod control;
 mod make;
+mod mapping;
 mod network;
+mod upnp;
+mod why;
 
 use crate::config::Config;
 use crate::engine::{End, Engine, Setup};
 use crate::logging;
 use crate::paths::Paths;
 use crate::state::{self, State};
+use mapping::Mapping;
+use mapping::MappingState;
 use network::{Network, Wanted};
 use shadowmesh_control::{Exit, NetworkStatus, Problem, Status, rfc3339};
 use shadowmesh_host::clock::Clock;
@@ -24,6 +30,7 @@ use shadowmesh_host::service::{Notice, notify};
 use shadowmesh_host::store;
 use shadowmesh_identity::Name;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -54,6 +61,8 @@ pub struct Daemon {
     started_by: u32,
     ended: mpsc::UnboundedSender<(Name, End)>,
     stop: Notify,
+    /// Where this machine may be reached is to be looked at now.
+    look: Arc<Notify>,
 }
 
 /// Runs it to its end.
@@ -123,6 +132,7 @@ pub fn run(paths: Paths) -> Result<(), Problem> {
             opening: Mutex::default(),
             config: RwLock::new(config),
             stop: Notify::new(),
+            look: Arc::default(),
             started_by: started_by.as_raw(),
             state,
             paths,
@@ -183,6 +193,7 @@ impl Daemon {
             self.start(&mut network, setup).await;
         }
         self.networks.lock().await.insert(network.name.clone(), network);
+        self.look.notify_one();
     }
 
     async fn start(&self, network: &mut Network, setup: Setup) {
@@ -197,6 +208,10 @@ impl Daemon {
                 network.failure = Some(Problem::failed(format!("its threads could not be started: {e}")));
                 return;
             }
+        }
+        let mapped = self.config.read().unwrap_or_else(PoisonError::into_inner).port_mapping;
+        if network.direct && mapped && network.listen.iter().any(SocketAddr::is_ipv4) {
+            network.mapping = Some(Mapping::start(name.clone(), self.look.clone()));
         }
         self.keep_addresses(network).await;
         info!(
@@ -239,17 +254,21 @@ impl Daemon {
 
     /// Ends a network's packet loop; what is stored stays.
     async fn close(&self, name: &Name, why: &str) {
-        let engine = {
+        let (engine, mapping) = {
             let mut networks = self.networks.lock().await;
             let Some(network) = networks.get_mut(name) else { return };
             network.failure = Some(Problem::failed(why));
             self.leave_bridge(network).await;
             (network.ipv4, network.warnings) = (None, vec![]);
-            network.engine.take()
+            (network.engine.take(), network.mapping.take())
         };
+        let unmapped = mapping.map(|m| tokio::spawn(m.end()));
         if let Some(engine) = engine {
             // The loop says goodbye and stores; the last of its holders closes the device.
             let _panicked = tokio::task::spawn_blocking(move || engine.stop()).await;
+        }
+        if let Some(unmapped) = unmapped {
+            let _panicked = unmapped.await;
         }
     }
 
@@ -298,6 +317,7 @@ impl Daemon {
         let listener = tokio::net::UnixListener::from_std(listener)
             .map_err(|e| Problem::failed(format!("the control socket could not be served: {e}")))?;
         let server = tokio::spawn(control::serve(self.clone(), listener));
+        let looking = tokio::spawn(candidates::follow(self.clone()));
         let on = |kind| signal(kind).map_err(|e| Problem::failed(format!("signals cannot be taken: {e}")));
         let (mut terminate, mut interrupt, mut hangup) =
             (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
@@ -321,6 +341,8 @@ impl Daemon {
                         error!(network = %name, "{}", failure.what);
                         self.leave_bridge(n).await;
                         (n.engine, n.ipv4, n.warnings) = (None, None, vec![]);
+                        // It ends on its own.
+                        drop(n.mapping.take());
                         n.failure = Some(failure);
                     }
                 }
@@ -329,7 +351,10 @@ impl Daemon {
         let _nobody_to_tell = notify(Notice::Stopping);
         info!("ending");
         server.abort();
-        let networks = std::mem::take(&mut *self.networks.lock().await);
+        looking.abort();
+        let mut networks = std::mem::take(&mut *self.networks.lock().await);
+        let mappings = networks.values_mut().filter_map(|n| n.mapping.take());
+        futures_util::future::join_all(mappings.map(Mapping::end)).await;
         for network in networks.into_values() {
             self.leave_bridge(&network).await;
             if let Some(engine) = network.engine {
@@ -399,6 +424,13 @@ impl Daemon {
             since: self.since.clone(),
             networks,
         }
+    }
+
+    /// What the router here has opened for a network.
+    async fn port_mapping(&self, name: &str) -> MappingState {
+        let networks = self.networks.lock().await;
+        let network = name.parse::<Name>().ok().and_then(|n| networks.get(&n));
+        network.map_or(MappingState::Off, Network::mapping_state)
     }
 
     fn operator(&self) -> Option<u32> {

@@ -1,5 +1,6 @@
 //! One network of the daemon: its device and sockets, its addresses, what is shown of it.
 
+use super::mapping::{Mapping, MappingState};
 use crate::cli::print::age;
 use crate::config::{self, Config, MAX_DATA_THREADS, PeerName};
 use crate::engine::{Engine, Inside, LARGEST_DATAGRAM, Setup};
@@ -51,6 +52,10 @@ pub struct Network {
     pub engine: Option<Arc<Engine>>,
     /// Where UDP is listened.
     pub listen: Vec<SocketAddr>,
+    /// Paths without a relay are looked for.
+    pub direct: bool,
+    /// The router's port, while the network runs and one is looked for.
+    pub mapping: Option<Mapping>,
     /// Why it does not run.
     pub failure: Option<Problem>,
     /// What is wrong although it runs: overlaps, IPv6 switched off.
@@ -147,6 +152,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         // For measurements: the race that is otherwise rare.
         rekey_both: std::env::var_os("SHADOWMESH_REKEY_BOTH").is_some(),
         endpoints,
+        direct: config.direct,
         data_threads: pairs.into(),
         seed: *Secret::<32>::random().expose(),
     };
@@ -160,6 +166,8 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         config: wanted,
         engine: None,
         listen,
+        direct: config.direct,
+        mapping: None,
         failure: None,
         warnings: vec![],
         ipv4: None,
@@ -275,6 +283,8 @@ impl Network {
             config: config.network(name),
             engine: None,
             listen: vec![],
+            direct: config.direct,
+            mapping: None,
             failure: Some(failure),
             warnings: vec![],
             ipv4: None,
@@ -294,6 +304,11 @@ impl Network {
     /// This node's IPv6 address.
     pub fn ipv6(&self) -> Ipv6Addr {
         self.node.ipv6(&self.genesis.id())
+    }
+
+    /// How its port mapping is.
+    pub fn mapping_state(&self) -> MappingState {
+        self.mapping.as_ref().map_or(MappingState::Off, Mapping::state)
     }
 
     /// What to show while nothing runs.
@@ -320,6 +335,10 @@ impl Network {
             ipv6: self.ipv6().to_string(),
             certificate_ends: None,
             listen: self.listen.iter().map(ToString::to_string).collect(),
+            port_mapping: match self.mapping_state() {
+                MappingState::Open { by, external, .. } => Some(format!("{by} {external}")),
+                _ => None,
+            },
             relays: vec![],
             peers: vec![],
             drops: Default::default(),

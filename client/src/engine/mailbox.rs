@@ -91,6 +91,13 @@ pub struct Mailboxes {
     pub rx: Vec<Arc<Mailbox>>,
 }
 
+impl Mailboxes {
+    /// The receiving halves look again at what there is to read from.
+    pub fn wake_readers(&self) {
+        self.rx.iter().filter_map(|half| half.waker.as_ref()).for_each(Waker::wake);
+    }
+}
+
 impl DataHalf for Mailboxes {
     fn install(&mut self, install: Install) {
         let to = match install.to() {

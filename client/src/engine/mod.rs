@@ -11,6 +11,7 @@ mod data;
 mod device;
 mod mailbox;
 mod outbox;
+mod punching;
 mod receiving;
 mod sending;
 mod told;
@@ -21,6 +22,7 @@ use data::{Common, Data, step};
 use device::Device;
 use mailbox::{Mailboxes, Ups};
 use outbox::Outbox;
+use punching::Punches;
 use sending::now;
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_host::clock::Clock;
@@ -269,6 +271,7 @@ struct Loop {
     out: Outbox,
     drops: Drops,
     pongs: HashMap<u64, mpsc::Sender<Pong>>,
+    punches: Punches,
     next_ping: u64,
     refused: HashSet<NodeId>,
     unrotated: HashMap<NodeId, String>,
@@ -335,6 +338,7 @@ impl Loop {
             out: Outbox::default(),
             drops: Drops::default(),
             pongs: HashMap::new(),
+            punches: Punches::default(),
             next_ping: 0,
             refused: HashSet::new(),
             unrotated: HashMap::new(),
@@ -365,11 +369,12 @@ impl Loop {
             let due = [self.endpoint.deadline(), self.data.deadline(), Some(self.upkeep)];
             let mut timeout = due.into_iter().flatten().min().map_or(UPKEEP, |at| at.since(now));
             let mut fds = vec![(self.waker.as_fd(), Interest::Read)];
-            let held = self.data.held();
+            let (held, others) = (self.data.held(), self.udp.others());
             if self.out.stopped.or(held) == Some(SendStop::NoBuffers) {
                 timeout = timeout.min(BUFFERS_FULL);
             } else if self.out.stopped.or(held).is_some() {
                 fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
+                fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Write)));
             }
             let wait = strangers.next().saturating_sub(self.clock.now());
             let first = fds.len();
@@ -381,15 +386,22 @@ impl Loop {
             let all = fds.len();
             if matches!(self.data, Data::Here(_)) {
                 fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
+                fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Read)));
             }
             let last = fds.len();
             if matches!(self.data, Data::Here(_)) && held.is_none() {
                 // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
                 fds.extend(self.device.fds().map(|fd| (fd, Interest::Read)));
             }
+            let punches = fds.len();
+            fds.extend(self.punches.fds().map(|fd| (fd, Interest::Read)));
+            let end = fds.len();
             let ready = poller.wait(&fds, Some(timeout))?;
             drop(fds);
 
+            if (punches..end).any(|i| ready.readable(i)) {
+                self.punched();
+            }
             if self.out.stopped.is_some() {
                 self.out.flush(&self.udp, &mut self.drops);
             }
@@ -568,6 +580,7 @@ impl Loop {
     /// The clock, and what did not work before.
     fn keep_up(&mut self, now: Time) {
         self.endpoint.node.set_wall(now, self.clock.unix());
+        self.end_punches(now);
         if self.unsaved() {
             self.save();
         }

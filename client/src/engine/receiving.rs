@@ -121,7 +121,9 @@ impl Receiving {
         while !stop.load(Ordering::Relaxed) {
             let due = [count_at, self.deadline()].into_iter().flatten().min();
             let timeout = due.map(|at| at.since(now(&self.clock)));
+            let others = self.udp.others_of(self.queue);
             let mut fds = vec![(waker.as_fd(), Interest::Read)];
+            fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Read)));
             fds.extend(self.udp.fds(self.queue).map(|fd| (fd, Interest::Read)));
             let ready = poller.wait(&fds, timeout)?;
             drop(fds);

@@ -115,11 +115,13 @@ impl Sending {
         let mut poller = Poller::new();
         while !stop.load(Ordering::Relaxed) {
             let mut timeout = self.deadline().map(|at| at.since(now(&self.clock)));
+            let others = self.udp.others();
             let mut fds = vec![(waker.as_fd(), Interest::Read)];
             match self.held() {
                 None => fds.extend(self.device.fds().map(|fd| (fd, Interest::Read))),
                 Some(SendStop::WouldBlock) => {
                     fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
+                    fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Write)));
                 }
                 Some(SendStop::NoBuffers) => timeout = Some(BUFFERS_FULL),
             }

@@ -2,7 +2,7 @@
 
 use super::{Loop, Pong};
 use shadowmesh_identity::NodeId;
-use shadowmesh_proto::Event;
+use shadowmesh_proto::{Event, Route};
 use tracing::{info, warn};
 
 /// Why a session ended, in the node's words, when the peer would not have it.
@@ -62,6 +62,15 @@ impl Loop {
             Event::Resolve { relay, host, port } => self.resolve(relay, host, port),
             Event::Rotate { relay, place, owner, access } => self.rotate(relay, place, owner, access),
             Event::PeerUp(peer, _) => info!(%network, peer = %self.name_of(&peer), "peer is up"),
+            Event::Punch { to, packets } => self.punch(to, &packets),
+            Event::PathChanged { peer, route, why, validated, moved } => {
+                let path = match route {
+                    Route::Udp(address) => format!("direct {address}"),
+                    Route::Relay { .. } => "relay".to_owned(),
+                };
+                let (validated_us, moved_us) = (validated.as_micros() as u64, moved.as_micros() as u64);
+                info!(%network, peer = %self.name_of(&peer), path, why, validated_us, moved_us, "path changed");
+            }
             Event::PeerDown(peer, why) => info!(%network, peer = %self.name_of(&peer), why, "peer is down"),
             Event::Pong { peer: _, id, rtt, source } => {
                 if let Some(to) = self.pongs.remove(&id) {

@@ -1,6 +1,6 @@
 //! Inside the sessions with clients: the first packet, keepalive, moving, registration, locators, rendezvous.
 
-use crate::client::Scope;
+use crate::client::{Client, Scope};
 use crate::durable::Network;
 use crate::opening::ANONYMOUS_LIFETIME;
 use crate::relay::{Event, Net, Relay, short};
@@ -132,9 +132,26 @@ impl Relay {
                 self.send_control(slot, from, &reply);
             }
             Control::Bye => self.remove(slot),
+            Control::Locate(handle) => {
+                let address = self.locate(slot, handle);
+                self.send_control(slot, from, &Control::Located { handle, address });
+            }
             _ => return Err(DropReason::NotAllowed),
         }
         Ok(())
+    }
+
+    /// Where a client of the same network is: to who is asked for so, many packets may be sent, which no member must be able
+    /// to turn on whom it names. Members tell each other anyway. [P-PUNCH]
+    fn locate(&self, slot: u32, handle: u64) -> SocketAddr {
+        let client = |slot: &u32| self.clients.get(slot);
+        let tag = |c: &Client| match c.scope {
+            Scope::Network(n) => Some(n),
+            Scope::Former(_) | Scope::Anonymous(_) => None,
+        };
+        let of = client(&slot).and_then(|c| tag(c));
+        let found = self.handles.get(&handle).and_then(client).filter(|c| of.is_some() && tag(c) == of);
+        found.map_or(SocketAddr::from(([0; 4], 0)), |c| c.address)
     }
 
     fn on_path_response(
@@ -152,6 +169,8 @@ impl Relay {
         self.count_prefix(&before, anonymous, false);
         self.count_prefix(&from, anonymous, true);
         self.metrics.rebinds += 1;
+        // It tells others where it may be reached; it has proved to be there.
+        self.send_control(slot, from, &Control::Observed(from));
         Ok(())
     }
 

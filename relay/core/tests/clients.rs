@@ -8,6 +8,7 @@ use shadowmesh_relay_core::Config;
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::{Control, Status};
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, Reset};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -262,6 +263,24 @@ fn rebinding_only_after_a_challenge() {
     assert!(t.sent.iter().all(|(to, _)| *to == new));
     assert_eq!(t.peers[a].got.last().unwrap().1, b"y");
     assert_eq!(t.peers[a].ups, 1);
+    // And it is told where it is.
+    assert!(t.peers[a].controls.contains(&Control::Observed(new)));
+}
+
+/// Where a member is, is told to members of its network alone. [P-PUNCH]
+#[test]
+fn locating() {
+    let mut t = Table::new(Config::default());
+    let (_, home) = t.network(1, 2);
+    let (_, work) = t.network(2, 1);
+    let (b, nobody) = (t.handle(home[1]), SocketAddr::from(([0; 4], 0)));
+    let here = t.peers[home[1]].address;
+    for (who, handle, address) in [(home[0], b, here), (work[0], b, nobody), (home[0], 12345, nobody)] {
+        t.peers[who].link.send_control(&Control::Locate(handle));
+        t.settle();
+        let answer = Control::Located { handle, address };
+        assert_eq!(t.peers[who].controls.last(), Some(&answer));
+    }
 }
 
 /// Challenges are few, however many packets come from elsewhere, and never larger than what they answer. [P-AMPLIFY]

@@ -83,6 +83,9 @@ pub struct NetworkStatus {
     pub certificate_ends: Option<String>,
     /// Where UDP is listened.
     pub listen: Vec<String>,
+    /// The port that the router has opened, and by what: `PCP 203.0.113.9:41990`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_mapping: Option<String>,
     /// The relays.
     pub relays: Vec<RelayStatus>,
     /// The other members.
@@ -240,6 +243,9 @@ pub struct Ping {
     pub peer: String,
     /// How many.
     pub count: u32,
+    /// Stop at the first answer by a path that needs no relay; ask five times a second until then.
+    #[serde(default)]
+    pub until_direct: bool,
 }
 
 /// An answer to a ping, or its absence.
@@ -253,6 +259,46 @@ pub struct PingReply {
     pub path: Option<String>,
     /// The address, or the relay's place.
     pub via: Option<String>,
+}
+
+/// `GET /v1/networks/NAME/why/PEER`: how a peer is reached, and why so.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Why {
+    /// `shadowmesh/why/1`.
+    pub schema: String,
+    /// Its name.
+    pub peer: String,
+    /// How it is reached: `direct`, `relay` or `none`.
+    pub path: String,
+    /// The address, or the relay's place.
+    pub via: Option<String>,
+    /// Since when that is so, seconds.
+    pub since_ago: Option<f64>,
+    /// Round trip, seconds.
+    pub rtt: Option<f64>,
+    /// All of it in one sentence.
+    pub answer: String,
+    /// What is known besides, a sentence each.
+    pub notes: Vec<String>,
+    /// What was tried.
+    pub tried: Vec<WhyTried>,
+    /// What would change it, if anything would.
+    pub change: Option<String>,
+}
+
+/// An address at which a peer was asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WhyTried {
+    /// `lan`, `ipv6`, `udp`, `port map` or `seen`.
+    pub kind: String,
+    /// Where.
+    pub address: String,
+    /// Packets sent.
+    pub sent: u32,
+    /// And not sent, since the address has had enough without an answer.
+    pub held_back: u32,
+    /// Round trip of its answer, seconds.
+    pub rtt: Option<f64>,
 }
 
 /// `POST /v1/networks/NAME/revoke`.

@@ -3,6 +3,8 @@
 //! Everything is about the network namespace that the process (or the thread that made the [`Netlink`]) is
 //! in. Nothing is run, nothing is written to files of the distribution; what is set on the TAP goes with it.
 
+mod reach;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -16,6 +18,8 @@ use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder, new_connection};
+
+pub use reach::{DefaultRoute, Gateway, InterfaceAddress, Scope, gateway_of, source_for};
 
 /// What netlink refused.
 #[derive(Debug, thiserror::Error)]
@@ -255,22 +259,13 @@ impl Netlink {
         }
     }
 
+    async fn links(&self) -> Result<Vec<LinkMessage>, NetlinkError> {
+        let links = self.handle.link().get().execute();
+        links.try_collect().await.map_err(|e| failed("listing interfaces", e))
+    }
+
     async fn link_names(&self) -> Result<Vec<(u32, String)>, NetlinkError> {
-        let links: Vec<_> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("listing interfaces", e))?;
-        let name = |l: &LinkMessage| {
-            l.attributes.iter().find_map(|a| match a {
-                LinkAttribute::IfName(n) => Some(n.clone()),
-                _ => None,
-            })
-        };
-        Ok(links.iter().filter_map(|l| Some((l.header.index, name(l)?))).collect())
+        Ok(self.links().await?.iter().filter_map(|l| Some((l.header.index, reach::name(l)?))).collect())
     }
 
     async fn address_messages(&self, name: &str) -> Result<Vec<AddressMessage>, NetlinkError> {

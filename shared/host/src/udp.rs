@@ -18,6 +18,7 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -51,6 +52,11 @@ pub enum Queue {
 }
 
 impl Queue {
+    /// Of several readers one reads what was added.
+    fn reads_others(self) -> bool {
+        !matches!(self, Queue::Strangers | Queue::Part(1..))
+    }
+
     fn of(self, socket: &Socket) -> impl Iterator<Item = &OwnedFd> {
         let sessions = match self {
             Queue::Sessions | Queue::Both => &socket.sessions[..],
@@ -108,6 +114,21 @@ pub struct Udp {
     truncated: AtomicU64,
     /// Which socket is read first.
     turn: AtomicUsize,
+    /// Sockets by which one address is reached, the newest last ([`Udp::adopt`]); and is there any?
+    others: RwLock<Vec<Arc<Other>>>,
+    any_others: AtomicBool,
+}
+
+/// A socket by which one address is reached.
+pub struct Other {
+    fd: OwnedFd,
+    to: SocketAddr,
+}
+
+impl AsFd for Other {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl std::fmt::Debug for Udp {
@@ -190,6 +211,8 @@ impl Udp {
             joined: AtomicBool::new(false),
             truncated: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
+            others: RwLock::default(),
+            any_others: AtomicBool::new(false),
         })
     }
 
@@ -202,6 +225,25 @@ impl Udp {
     /// on after [`SendStop::WouldBlock`].
     pub fn fds(&self, queue: Queue) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().flat_map(move |s| queue.of(s)).map(AsFd::as_fd)
+    }
+
+    /// Sockets that were added: to be waited on like those of [`Queue::Sessions`], whose first reader reads them.
+    pub fn others(&self) -> Vec<Arc<Other>> {
+        if !self.any_others.load(Ordering::Relaxed) {
+            return vec![];
+        }
+        self.others.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, for who reads them.
+    pub fn others_of(&self, queue: Queue) -> Vec<Arc<Other>> {
+        if queue.reads_others() { self.others() } else { vec![] }
+    }
+
+    fn change_others(&self, change: impl FnOnce(&mut Vec<Arc<Other>>)) {
+        let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut others);
+        self.any_others.store(!others.is_empty(), Ordering::Relaxed);
     }
 
     /// Whether a socket can send to this family.
@@ -243,7 +285,9 @@ impl Udp {
         let (mut truncated, before) = (0, list.len());
         let mut got = Received { list, used: 0, truncated: &mut truncated };
         let mut messages = 0;
-        for fd in (0..n).flat_map(|i| queue.of(&self.sockets[(first.wrapping_add(i)) % n])) {
+        let others = self.others_of(queue);
+        let own = (0..n).flat_map(|i| queue.of(&self.sockets[(first.wrapping_add(i)) % n]));
+        for fd in own.chain(others.iter().map(|o| &o.fd)) {
             let mut tries = 0;
             while got.used + slot <= memory.len() {
                 match mmsg::recv(fd.as_fd(), memory, slot, &mut got) {
@@ -286,7 +330,9 @@ impl Udp {
         list: &[(SocketAddr, &[u8])],
         refused: &mut dyn FnMut(usize, SendError),
     ) -> Sent {
-        let mut done = 0;
+        let (mut done, others) = (0, self.others());
+        // Where each destination is sent from.
+        let other = |to: &SocketAddr| others.iter().rev().find(|o| o.to == *to);
         // So many from here are sent one by one: the kernel did not take them together.
         let mut apart = 0;
         while let Some((to, _)) = list.get(done) {
@@ -298,8 +344,14 @@ impl Udp {
             let join = apart <= done && self.join.load(Ordering::Relaxed);
             let most = if apart > done { apart - done } else { list.len() };
             // As many as go through one socket in one call.
-            let run = list[done..].iter().take(most).take_while(|(t, _)| t.is_ipv4() == to.is_ipv4()).count();
-            match mmsg::send(self.sockets[index].sessions[0].as_fd(), &list[done..done + run], join) {
+            let by = other(to);
+            let same = |(t, _): &&(SocketAddr, &[u8])| match by {
+                Some(_) => t == to,
+                None => t.is_ipv4() == to.is_ipv4() && (others.is_empty() || other(t).is_none()),
+            };
+            let run = list[done..].iter().take(most).take_while(same).count();
+            let fd = by.map_or(self.sockets[index].sessions[0].as_fd(), |o| o.as_fd());
+            match mmsg::send(fd, &list[done..done + run], join) {
                 Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
                 Ok(n) => done += n,
                 Err((Errno::EINTR, _)) => {}
@@ -408,13 +460,7 @@ fn bound(address: SocketAddr, share: bool) -> nix::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Datagram, flags, SockProtocol::Udp)?;
-    // Best effort: with CAP_NET_ADMIN past the system's limit, else up to it.
-    if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).is_err() {
-        setsockopt(&fd, sockopt::RcvBuf, &BUFFER)?;
-    }
-    if setsockopt(&fd, sockopt::SndBufForce, &BUFFER).is_err() {
-        setsockopt(&fd, sockopt::SndBuf, &BUFFER)?;
-    }
+    enlarge(&fd)?;
     if share {
         setsockopt(&fd, sockopt::ReusePort, &true)?;
     }
@@ -431,6 +477,17 @@ fn bound(address: SocketAddr, share: bool) -> nix::Result<OwnedFd> {
         }
     }
     Ok(fd)
+}
+
+/// Best effort: with CAP_NET_ADMIN past the system's limit, else up to it.
+fn enlarge(fd: &OwnedFd) -> nix::Result<()> {
+    if setsockopt(fd, sockopt::RcvBufForce, &BUFFER).is_err() {
+        setsockopt(fd, sockopt::RcvBuf, &BUFFER)?;
+    }
+    if setsockopt(fd, sockopt::SndBufForce, &BUFFER).is_err() {
+        setsockopt(fd, sockopt::SndBuf, &BUFFER)?;
+    }
+    Ok(())
 }
 
 /// What a call has received.
@@ -489,6 +546,9 @@ impl RecvBatch {
 }
 
 mod mmsg;
+mod punch;
+
+pub use punch::Punch;
 
 #[cfg(test)]
 #[path = "udp_tests.rs"]

@@ -235,3 +235,50 @@ fn sessions_are_divided_among_readers() {
         }
     }
 }
+
+/// Many sockets send to one address; the one that it answers is then the one that it is reached by, and read like the
+/// others; another's packet to one of them changes nothing.
+#[test]
+fn a_socket_that_is_answered() {
+    let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = peer.local_addr().unwrap();
+    let udp = Udp::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+    let packets: Vec<Vec<u8>> = (0..20).map(|n| vec![0x80 | n; 40]).collect();
+    let mut punch = Punch::send(to, &packets).unwrap();
+    let mut from = vec![];
+    for _ in 0..20 {
+        let (n, a) = peer.recv_from(&mut [0; 100]).unwrap();
+        assert_eq!(n, 40);
+        from.push(a);
+    }
+    from.sort();
+    from.dedup();
+    assert_eq!(from.len(), 20);
+    stranger.send_to(&[0x81; 40], from[3]).unwrap();
+    assert!(punch.answered().is_empty());
+    peer.send_to(&[0x82; 50], from[7]).unwrap();
+    let answered = punch.answered();
+    assert_eq!((answered.len(), punch.answered().len()), (1, 0));
+    for fd in answered {
+        udp.adopt(to, fd).unwrap();
+    }
+    let mut batch = RecvBatch::new(8, 2000);
+    assert_eq!(udp.recv_batch(&mut batch, Queue::Sessions).unwrap(), 1);
+    assert!(batch.iter().all(|(a, bytes)| a == to && bytes == [0x82; 50]));
+    let sent = |udp: &Udp| {
+        let other = stranger.local_addr().unwrap();
+        let list = [(to, &[1; 9][..]), (other, &[2; 9]), (to, &[3; 9])];
+        assert_eq!(udp.send_batch(&list, &mut |_, e| panic!("{e:?}")), Sent { done: 3, stop: None });
+        let to_stranger = stranger.recv_from(&mut [0; 100]).unwrap().1;
+        let to_peer = [0, 1].map(|_| peer.recv_from(&mut [0; 100]).unwrap().1);
+        (to_peer, to_stranger)
+    };
+    let own = udp.local_addrs()[0];
+    assert_eq!(sent(&udp), ([from[7]; 2], own));
+    udp.release(|_| true);
+    assert_eq!(sent(&udp), ([from[7]; 2], own));
+    udp.release(|a| *a != to);
+    assert_eq!(sent(&udp), ([own; 2], own));
+    assert!(udp.others().is_empty());
+}

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use shadowmesh_host::clock::Clock;
-use shadowmesh_host::netlink::{Netlink, NetlinkError, disable_ipv6_autoconf};
+use shadowmesh_host::netlink::{DefaultRoute, Gateway, Netlink, NetlinkError, Scope, disable_ipv6_autoconf};
 use shadowmesh_host::tap::{self, Tap, TapError, TapOptions, VNET_HEADER};
 use shadowmesh_host::udp::Udp;
 use shadowmesh_host::wake::{Interest, Poller};
@@ -201,5 +201,150 @@ fn superframes_come_with_a_header_and_queues_share_a_device() {
 
         let single = Tap::open("sm-s", OPTIONS).unwrap();
         assert!(single.another_queue().is_err());
+    });
+}
+
+/// `ip` in the namespace of this thread.
+fn ip_command(arguments: &str) {
+    let said = std::process::Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(said.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&said.stderr));
+}
+
+#[test]
+fn all_addresses_of_interfaces_that_are_up_are_listed() {
+    in_namespace(|netlink| async move {
+        assert_eq!(netlink.all_addresses().await.unwrap(), []);
+        for command in [
+            "link add va type veth peer name vb",
+            "link add idle type veth peer name other",
+            "address add 192.0.2.1/24 dev va",
+            "address add 192.0.2.2/24 dev va",
+            "address add 192.0.2.9/32 dev va scope link",
+            "address add 2001:db8::1/64 dev va nodad",
+            "address add 2001:db8::2/64 dev va nodad preferred_lft 0",
+            "address add 198.51.100.1/24 dev idle",
+            "link set va up",
+            "link set vb up",
+            // Its other end is down: no carrier.
+            "link set idle up",
+            "link set lo up",
+        ] {
+            ip_command(command);
+        }
+        let all = netlink.all_addresses().await.unwrap();
+        let find =
+            |text: &str| all.iter().find(|a| a.ip == ip(text)).unwrap_or_else(|| panic!("{text}: {all:?}"));
+        let first = find("192.0.2.1");
+        assert_eq!((first.interface.as_str(), first.prefix, first.scope), ("va", 24, Scope::Global));
+        // The second of its network: the bit that says so says "temporary" of IPv6.
+        assert!(!find("192.0.2.2").temporary);
+        assert_eq!(find("192.0.2.9").scope, Scope::Link);
+        assert_eq!((find("127.0.0.1").interface.as_str(), find("127.0.0.1").scope), ("lo", Scope::Host));
+        let six = find("2001:db8::1");
+        assert!(!six.tentative && !six.duplicate && !six.deprecated && !six.temporary, "{six:?}");
+        assert!(find("2001:db8::2").deprecated);
+        assert!(!all.iter().any(|a| a.interface == "idle"), "{all:?}");
+        // Nobody can answer yet whether it is taken.
+        ip_command("address add 2001:db8::3/64 dev va");
+        let all = netlink.all_addresses().await.unwrap();
+        assert!(all.iter().any(|a| a.ip == ip("2001:db8::3") && a.tentative), "{all:?}");
+    });
+}
+
+#[test]
+fn the_gateway_is_that_of_the_default_route_with_the_lowest_metric() {
+    in_namespace(|netlink| async move {
+        assert_eq!(netlink.gateway().await.unwrap(), None);
+        for command in [
+            "link add va type veth peer name vb",
+            "address add 192.0.2.2/24 dev va",
+            "address add 2001:db8::2/64 dev va nodad",
+            "address add 198.51.100.2/24 dev vb",
+            "link set va up",
+            "link set vb up",
+            "route add default via 192.0.2.1 dev va metric 100",
+            "route add 10.0.0.0/8 via 192.0.2.7",
+            "route add default via 192.0.2.9 table 77",
+            "route add unreachable default metric 1",
+            "-6 route add default via 2001:db8::1 metric 7",
+        ] {
+            ip_command(command);
+        }
+        let gateway = |address: &str, interface: &str| {
+            Some(Gateway { address: address.parse().unwrap(), interface: interface.into() })
+        };
+        assert_eq!(netlink.gateway().await.unwrap(), gateway("192.0.2.1", "va"));
+        ip_command("route add default via 198.51.100.1 dev vb metric 50");
+        assert_eq!(netlink.gateway().await.unwrap(), gateway("198.51.100.1", "vb"));
+        let routes = netlink.default_routes().await.unwrap();
+        let route = |ipv6, interface: &str, gateway: &str, metric| DefaultRoute {
+            ipv6,
+            interface: interface.into(),
+            gateway: Some(ip(gateway)),
+            metric,
+        };
+        let expected = [
+            route(false, "vb", "198.51.100.1", 50),
+            route(false, "va", "192.0.2.1", 100),
+            route(true, "va", "2001:db8::1", 7),
+        ];
+        assert_eq!(routes, expected);
+        ip_command("route add default dev va metric 10");
+        assert_eq!(netlink.gateway().await.unwrap(), None, "on the link");
+        ip_command("route del default dev va metric 10");
+        ip_command("route del default metric 50");
+        ip_command("route del default via 192.0.2.1");
+        ip_command("route add default metric 5 nexthop via 198.51.100.1 dev vb nexthop via 192.0.2.1 dev va");
+        assert_eq!(netlink.gateway().await.unwrap(), gateway("198.51.100.1", "vb"));
+    });
+}
+
+#[test]
+fn a_port_names_its_bridge() {
+    in_namespace(|netlink| async move {
+        ip_command("link add bridge0 type bridge");
+        ip_command("link add va type veth peer name vb");
+        assert_eq!(netlink.controller("va").await.unwrap(), None);
+        ip_command("link set va master bridge0");
+        assert_eq!(netlink.controller("va").await.unwrap(), Some("bridge0".into()));
+        assert!(matches!(netlink.controller("none").await, Err(NetlinkError::NoSuchLink(_))));
+    });
+}
+
+#[test]
+fn a_watch_is_woken_by_links_addresses_and_routes_and_by_nothing_else() {
+    in_namespace(|_| async move {
+        ip_command("link add va type veth peer name vb");
+        ip_command("link set va up");
+        ip_command("link set vb up");
+        let mut changes = Netlink::watch().unwrap();
+        let settle = Duration::from_millis(200);
+        let mut woken = async |while_waiting: &str| {
+            // What came before is over.
+            tokio::time::sleep(settle).await;
+            while changes.try_recv().is_ok() {}
+            ip_command(while_waiting);
+            let woken = tokio::time::timeout(settle, changes.recv()).await.is_ok();
+            // However many there were, they have become one.
+            tokio::time::sleep(settle).await;
+            (woken, std::iter::from_fn(|| changes.try_recv().ok()).count())
+        };
+        for command in [
+            "address add 192.0.2.1/24 dev va",
+            "address add 2001:db8::1/64 dev va nodad",
+            "route add 10.0.0.0/8 via 192.0.2.7",
+            "-6 route add 2001:db8:1::/48 via 2001:db8::7",
+            "link set va mtu 1400",
+            "address del 192.0.2.1/24 dev va",
+        ] {
+            let (woken, more) = woken(command).await;
+            assert!(woken && more <= 1, "{command}: {woken} {more}");
+        }
+        for command in [
+            "neighbour replace 2001:db8::9 lladdr 02:00:00:00:00:09 dev va",
+            "neighbour del 2001:db8::9 dev va",
+        ] {
+            assert_eq!(woken(command).await, (false, 0), "{command}");
+        }
     });
 }

@@ -30,7 +30,10 @@ mod work;
 
 pub use data_half::{DataHalf, Inbound, Outbound, Up};
 pub use endpoint::{Endpoint, OneThread};
-pub use node::{AdminError, Event, Node, NodeConfig, OwnKeys, PeerStatus, RelayStatus, SavedLeaf, Timer};
+pub use node::{
+    AdminError, Event, Node, NodeConfig, OwnKeys, PathsStatus, PeerStatus, RelayStatus, SavedLeaf, Timer,
+    Tried,
+};
 pub use opener::{LaneStats, Opener};
 pub use relay_link::{LinkEvent, RelayLink};
 pub use rng::Rng;

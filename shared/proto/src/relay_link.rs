@@ -230,6 +230,15 @@ impl RelayLink {
         }
     }
 
+    /// Asks now: this machine's addresses have changed, and the relay learns of it by a packet.
+    pub fn ask(&mut self, now: Time, rng: &mut Rng) {
+        match &mut self.up {
+            Some(up) => up.next_ping = now,
+            None => (self.retry_at, self.backoff) = (now, FIRST_BACKOFF),
+        }
+        self.handle_timeout(now, rng);
+    }
+
     /// Something came by the relay, for a session that this side has given up: the relay can be reached again, so that
     /// no wait is needed. A copy of an old packet may say so too, hence once a second at most.
     pub fn nudge(&mut self, now: Time, rng: &mut Rng) {

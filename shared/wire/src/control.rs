@@ -3,7 +3,9 @@
 //! All of them are idempotent; who asks repeats until it is answered. What is large moves by pull: the holder names a
 //! blob by its hash, the other side asks for its chunks.
 
+use crate::candidate::{ADDRESS, Candidate, MAX_CANDIDATES, Mapping, emit_address, parse_address};
 use crate::{Reader, SAFE_DATAGRAM, WireError, Writer, data, handshake};
+use std::net::SocketAddr;
 
 /// Hash of a blob, or of a fact.
 pub type Hash = [u8; 32];
@@ -159,7 +161,60 @@ pub enum Control {
     Bye,
     /// This side refuses the other: revoked, expired. In words.
     Refused(String),
+    /// Where this side may be reached. Repeated until the other has heard it.
+    Candidates {
+        /// Grows with each change, from 1.
+        number: u32,
+        /// The number of the other side's that this side has; 0: none yet.
+        heard: u32,
+        /// How the NAT before this side maps.
+        mapping: Mapping,
+        /// At most [`MAX_CANDIDATES`].
+        list: Vec<Candidate>,
+    },
+    /// By a path that may be none: does this arrive? As long as its answer.
+    ValidationRequest {
+        /// Random; names the question.
+        challenge: [u8; 8],
+        /// Where it was sent to.
+        to: SocketAddr,
+    },
+    /// Its answer, by the same path and to where it came from.
+    ValidationResponse {
+        /// As asked.
+        challenge: [u8; 8],
+        /// The answer's own question.
+        own: [u8; 8],
+        /// Where the question came from.
+        seen: SocketAddr,
+    },
+    /// The answer to that: the path is good both ways.
+    ValidationComplete {
+        /// As first asked.
+        challenge: [u8; 8],
+        /// As asked in return.
+        own: [u8; 8],
+    },
+    /// What this side sends without a relay is not reported any more: it goes by the relay again. So should the other's.
+    PathLost,
+    /// Relay to client: it is seen there now.
+    Observed(SocketAddr),
+    /// Client to relay: where is the client with this handle? As long as its answer.
+    Locate(u64),
+    /// Relay to client: from there it sends.
+    Located {
+        /// As asked.
+        handle: u64,
+        /// Where; unspecified: nobody of this network has that handle now.
+        address: SocketAddr,
+    },
 }
+
+/// After a [`Control::Locate`]'s handle.
+const LOCATE_PADDING: usize = ADDRESS;
+
+/// After a [`Control::ValidationRequest`]'s fields, so that its answer is no longer.
+const REQUEST_PADDING: usize = 8;
 
 /// A piece of a rekey message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -287,6 +342,29 @@ impl Control {
             Control::Refused(text) => {
                 w.u8(21).blob(text.as_bytes());
             }
+            Control::Candidates { number, heard, mapping, list } => {
+                let n = list.len().min(MAX_CANDIDATES);
+                w.u8(22).u32(*number).u32(*heard).u8(*mapping as u8).u8(n as u8);
+                list.iter().take(n).for_each(|c| c.emit(&mut w));
+            }
+            Control::ValidationRequest { challenge, to } => {
+                emit_address(w.u8(23).bytes(challenge), to);
+                w.zeros(REQUEST_PADDING);
+            }
+            Control::ValidationResponse { challenge, own, seen } => {
+                emit_address(w.u8(24).bytes(challenge).bytes(own), seen);
+            }
+            Control::ValidationComplete { challenge, own } => {
+                w.u8(25).bytes(challenge).bytes(own);
+            }
+            Control::PathLost => {
+                w.u8(26);
+            }
+            Control::Observed(address) => emit_address(w.u8(27), address),
+            Control::Locate(handle) => {
+                w.u8(28).u64(*handle).zeros(LOCATE_PADDING);
+            }
+            Control::Located { handle, address } => emit_address(w.u8(29).u64(*handle), address),
         }
     }
 
@@ -346,6 +424,34 @@ impl Control {
             },
             20 => Control::Bye,
             21 => Control::Refused(text(&mut r)?),
+            22 => {
+                let (number, heard) = (r.u32()?, r.u32()?);
+                let (mapping, n) = (Mapping::parse(r.u8()?)?, usize::from(r.u8()?));
+                if n > MAX_CANDIDATES {
+                    return Err(WireError::TooLong);
+                }
+                let list = (0..n).map(|_| Candidate::parse(&mut r)).collect::<Result<_, _>>()?;
+                Control::Candidates { number, heard, mapping, list }
+            }
+            23 => {
+                let (challenge, to) = (r.array()?, parse_address(&mut r)?);
+                r.zeros(REQUEST_PADDING)?;
+                Control::ValidationRequest { challenge, to }
+            }
+            24 => Control::ValidationResponse {
+                challenge: r.array()?,
+                own: r.array()?,
+                seen: parse_address(&mut r)?,
+            },
+            25 => Control::ValidationComplete { challenge: r.array()?, own: r.array()? },
+            26 => Control::PathLost,
+            27 => Control::Observed(parse_address(&mut r)?),
+            28 => {
+                let handle = r.u64()?;
+                r.zeros(LOCATE_PADDING)?;
+                Control::Locate(handle)
+            }
+            29 => Control::Located { handle: r.u64()?, address: parse_address(&mut r)? },
             _ => return Err(WireError::Malformed),
         };
         r.finish()?;

@@ -72,6 +72,8 @@ reasons! {
     QueueFull = "queue_full",
     /// The operating system took no more.
     SocketBusy = "socket_busy",
+    /// A path's validation that was not asked for, or is answered from elsewhere.
+    BadPath = "bad_path",
     /// A key is past its lifetime.
     KeyExpired = "key_expired",
     /// Relay: the destination handle is nobody's here.

@@ -20,6 +20,7 @@
 //! Inside a data packet, after opening: a kind byte ([`data::Kind`]) and a body; control bodies are in [`control`].
 #![warn(missing_docs)]
 
+pub mod candidate;
 pub mod control;
 mod cursor;
 pub mod data;

@@ -1,6 +1,6 @@
 //! Every packet type: what is emitted parses back to itself, and no bytes at all make a parser panic or over-read.
 use proptest::prelude::*;
-use shadowmesh_wire::{control::*, data::*, handshake::*, relay::*, *};
+use shadowmesh_wire::{candidate::*, control::*, data::*, handshake::*, relay::*, *};
 
 fn hello() -> impl Strategy<Value = Hello> {
     (1u8..3, 3u8..9, any::<u8>(), 0usize..3, 0u8..2, any::<[u8; 8]>(), any::<[u8; 32]>(), any::<[u8; 16]>())
@@ -44,6 +44,26 @@ fn piece() -> impl Strategy<Value = Piece> {
         .prop_map(|(sid, count, bytes)| Piece { sid, index: count - 1, count, bytes })
 }
 
+fn address() -> impl Strategy<Value = std::net::SocketAddr> {
+    prop_oneof![
+        any::<([u8; 4], u16)>().prop_map(std::net::SocketAddr::from),
+        any::<([u16; 8], u16)>().prop_map(|(ip, port)| {
+            // What stands for IPv4 is read as that.
+            std::net::SocketAddr::new(std::net::Ipv6Addr::from(ip).to_canonical(), port)
+        }),
+    ]
+}
+
+fn mapping() -> impl Strategy<Value = Mapping> {
+    prop::sample::select(vec![Mapping::Unknown, Mapping::Independent, Mapping::Dependent])
+}
+
+fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+    use CandidateKind::*;
+    let one = (prop::sample::select(vec![Host, Mapped, Reflexive]), address());
+    prop::collection::vec(one.prop_map(|(kind, address)| Candidate { kind, address }), 0..=MAX_CANDIDATES)
+}
+
 fn control() -> impl Strategy<Value = Control> {
     prop_oneof![
         (any::<[u8; 8]>(), any::<u32>(), lanes(), any::<u64>())
@@ -78,6 +98,18 @@ fn control() -> impl Strategy<Value = Control> {
             .prop_map(|(status, text, bundle)| Control::JoinReply { status, text, bundle }),
         Just(Control::Bye),
         "[a-z ]{0,100}".prop_map(Control::Refused),
+        (any::<(u32, u32)>(), mapping(), candidates()).prop_map(|((number, heard), mapping, list)| {
+            Control::Candidates { number, heard, mapping, list }
+        }),
+        (any::<[u8; 8]>(), address())
+            .prop_map(|(challenge, to)| Control::ValidationRequest { challenge, to }),
+        (any::<[[u8; 8]; 2]>(), address())
+            .prop_map(|([challenge, own], seen)| { Control::ValidationResponse { challenge, own, seen } }),
+        any::<[[u8; 8]; 2]>().prop_map(|[challenge, own]| Control::ValidationComplete { challenge, own }),
+        Just(Control::PathLost),
+        address().prop_map(Control::Observed),
+        any::<u64>().prop_map(Control::Locate),
+        (any::<u64>(), address()).prop_map(|(handle, address)| Control::Located { handle, address }),
     ]
 }
 
@@ -209,4 +241,20 @@ proptest! {
         let _ = Report::parse(&b);
         let _ = Control::parse(&b);
     }
+}
+
+/// Whoever asks whether a path is one gets no longer answer than the question. [P-AMPLIFY]
+#[test]
+fn a_validation_is_answered_in_kind() {
+    let seen = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+    let len = |c: Control| {
+        let mut out = vec![];
+        c.emit(&mut out);
+        out.len()
+    };
+    let request = len(Control::ValidationRequest { challenge: [1; 8], to: seen });
+    let response = len(Control::ValidationResponse { challenge: [1; 8], own: [2; 8], seen });
+    assert_eq!((request, response), (35, 35));
+    assert_eq!(len(Control::Locate(1)), len(Control::Located { handle: 1, address: seen }));
+    assert!(len(Control::ValidationComplete { challenge: [1; 8], own: [2; 8] }) <= response);
 }

@@ -2,6 +2,7 @@
 //! says of loss, repeats, reordering, partitions, restarts, late snapshots and revocation.
 
 use crate::cast::{CAST, MAY_BRIDGE, relay_address};
+use crate::nat::{Nat, NatKind};
 use crate::world::{ETHERNET, Setup, Weather, World, address};
 use shadowmesh_proto::{Rng, Time};
 use std::net::SocketAddr;
@@ -33,6 +34,10 @@ enum Happening {
     Weather(Weather),
     /// A link takes smaller packets from now on, and nobody is told.
     Shrink(usize, usize, usize),
+    /// Two nodes do not reach each other without the relay for a while: the first not the second, or neither the other.
+    CutDirect(usize, usize, bool, Duration),
+    /// A node's NATs forget all.
+    NatRestart(usize),
 }
 
 /// A drawn world.
@@ -48,6 +53,10 @@ pub struct Plan {
     happenings: Vec<(usize, Happening)>,
     /// What links take, where it is not what an Ethernet does.
     mtus: Vec<(usize, usize, usize)>,
+    /// The same of those between nodes, beside the relay.
+    direct_mtus: Vec<(usize, usize, usize)>,
+    /// What is before each node.
+    nats: Vec<Vec<NatKind>>,
 }
 
 /// What came of it.
@@ -98,6 +107,7 @@ impl Plan {
             relayed: dice.below(4) != 0,
             // The fourth may.
             bridge: nodes > 3 && dice.below(2) == 0,
+            direct: false,
         };
         let calm = Weather {
             delay: ms(1 + dice.below(40)),
@@ -137,11 +147,29 @@ impl Plan {
             let at = frames / 2 + dice.below(frames as u64 / 4) as usize;
             happenings.push((at, Happening::Revoke(1 + dice.below(nodes as u64 - 1) as usize)));
         }
-        happenings.sort_by_key(|(at, _)| *at);
         let weather = if kind == Kind::Calm { calm } else { rough(&mut dice) };
         let mtus = (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).filter(|(a, b)| a != b);
         let mtus = mtus.map(|(a, b)| (a, b, link_mtu(&mut dice))).collect();
-        Plan { mtus, seed, kind, setup, weather, frames, pace: ms(4 + dice.below(10)), happenings }
+        let pace = ms(4 + dice.below(10));
+        let direct = setup.relayed && dice.below(2) == 0;
+        let setup = Setup { direct, ..setup };
+        let (mut nats, mut direct_mtus) = (vec![], vec![]);
+        if direct {
+            nats = (0..nodes).map(|_| sheltered(&mut dice)).collect();
+            let pairs = (0..nodes).flat_map(|b| (0..b).map(move |a| (a, b)));
+            direct_mtus = pairs.map(|(a, b)| (a, b, link_mtu(&mut dice))).collect();
+            let worse = if kind == Kind::Rough { dice.below(4) } else { 0 };
+            for _ in 0..worse {
+                let (a, b) = pair(&mut dice, nodes);
+                let what = match dice.below(3) {
+                    0 => Happening::NatRestart(a),
+                    n => Happening::CutDirect(a, b, n == 1, ms(200 + dice.below(4000))),
+                };
+                happenings.push((dice.below(frames as u64) as usize, what));
+            }
+        }
+        happenings.sort_by_key(|(at, _)| *at);
+        Plan { mtus, direct_mtus, nats, seed, kind, setup, weather, frames, pace, happenings }
     }
 
     /// The link between two nodes, or the first one's with the relay (the second's, when it is deaf).
@@ -169,6 +197,11 @@ impl Plan {
         let mut dice = Rng::from_seed([self.seed as u8; 32]);
         let nodes = self.setup.nodes;
         w.mtu.extend(self.mtus.iter().map(|(a, b, mtu)| (self.link(*a, *b), *mtu)));
+        let direct = |(a, b, mtu): &(usize, usize, usize)| ((address(*a), address(*b)), *mtu);
+        w.mtu.extend(self.direct_mtus.iter().map(direct));
+        for (n, kinds) in self.nats.iter().enumerate() {
+            kinds.iter().for_each(|kind| w.shelter(n, *kind));
+        }
         let mut revoked = None;
         let mut mend: Vec<(Time, SocketAddr, SocketAddr)> = vec![];
         let mut relay_back = None;
@@ -210,6 +243,15 @@ impl Plan {
                         }
                         w.drain(0);
                         revoked = Some(n);
+                    }
+                    Happening::CutDirect(a, b, both, d) => {
+                        for (x, y) in [(a, b), (b, a)].into_iter().take(1 + usize::from(both)) {
+                            w.cut.insert((address(x), address(y)));
+                            mend.push((w.now + d, address(x), address(y)));
+                        }
+                    }
+                    Happening::NatRestart(n) => {
+                        w.nats.get_mut(&n).into_iter().flatten().for_each(Nat::restart);
                     }
                     Happening::Weather(weather) => w.weather = weather,
                     Happening::Shrink(a, b, mtu) => {
@@ -334,6 +376,16 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+/// What is before a node.
+fn sheltered(dice: &mut Rng) -> Vec<NatKind> {
+    let kind = NatKind::ALL[dice.below(4) as usize];
+    match dice.below(4) {
+        0 => vec![],
+        1 => vec![NatKind::PORT_RESTRICTED, kind],
+        _ => vec![kind],
     }
 }
 

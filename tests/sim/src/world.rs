@@ -2,6 +2,7 @@
 
 use crate::cast::{CAST, EPOCH, STAGE, relay_address, relay_config, relay_identity};
 use crate::guest::{self, Judge, MARK};
+use crate::nat::{Nat, NatKind};
 use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_proto::batch::{RxBatch, TxBatch};
@@ -10,6 +11,7 @@ use shadowmesh_proto::superframe::VnetHeader;
 use shadowmesh_proto::{
     Endpoint, Event, Node, NodeConfig, OneThread, OwnKeys, Rng, SavedLeaf, Sealer, Time, Up,
 };
+use shadowmesh_wire::candidate::{Candidate, CandidateKind};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -85,13 +87,24 @@ pub struct Setup {
     pub relayed: bool,
     /// Whose certificate allows it bridges.
     pub bridge: bool,
+    /// Nodes look for paths without the relay.
+    pub direct: bool,
 }
 
 impl Setup {
     /// The product's own defaults, and snapshots that are never late.
     pub fn plain(nodes: usize, relayed: bool) -> Self {
         let rekey = Duration::from_secs(120);
-        Setup { nodes, rekey, rekey_both: false, lag: Duration::ZERO, refuses: false, relayed, bridge: false }
+        Setup {
+            nodes,
+            rekey,
+            rekey_both: false,
+            lag: Duration::ZERO,
+            refuses: false,
+            relayed,
+            bridge: false,
+            direct: false,
+        }
     }
 }
 
@@ -128,6 +141,12 @@ pub struct World {
     pub rng: Rng,
     /// The nodes.
     pub nodes: Vec<SimNode>,
+    /// What is between a node and all else, the nearest first.
+    pub nats: HashMap<usize, Vec<Nat>>,
+    /// Nodes that reach each other by their own addresses, whatever is between them and all else: pairs of them.
+    pub lan: HashSet<(usize, usize)>,
+    /// From which of a node's other sockets an address is sent to.
+    sockets: HashMap<(usize, SocketAddr), SocketAddr>,
     relay: Option<SimRelay>,
     /// Machines that are joining, and where they are.
     pub joiners: Vec<(SocketAddr, Joiner)>,
@@ -139,6 +158,8 @@ pub struct World {
     pub rotations_unsaid: bool,
     /// Largest IP packet of a link, both ways, where it is not [`ETHERNET`].
     pub mtu: HashMap<(SocketAddr, SocketAddr), usize>,
+    /// How long a link takes more than the weather says, one way.
+    pub delay: HashMap<(SocketAddr, SocketAddr), Duration>,
     /// Who hears nothing from now on.
     pub deaf: HashSet<SocketAddr>,
     /// Of the numbered frames.
@@ -158,6 +179,8 @@ pub struct World {
     /// Datagrams for which it says yes are lost: from where, and what.
     pub filter: Option<fn(SocketAddr, &[u8]) -> bool>,
     counts: HashMap<(SocketAddr, u8), u64>,
+    /// Datagrams that a node has sent to an address.
+    heard_at: HashMap<(usize, std::net::IpAddr), u64>,
     /// When a datagram of one came to another, the first since this was cleared.
     pub first: HashMap<(SocketAddr, SocketAddr), Time>,
     /// Frames that came out and are not numbered: where, and what.
@@ -168,7 +191,7 @@ pub struct World {
     pub datagrams: u64,
     /// Replies that the stranger got.
     pub replies: u64,
-    /// The length of the stranger's datagram that is being handled, while nothing has answered it.
+    /// Of the length of the stranger's datagram that is being handled, what no answer has used up.
     unanswered: Option<usize>,
 }
 
@@ -195,11 +218,15 @@ impl World {
             now: Time(1_000_000_000),
             rng: Rng::from_seed(bytes),
             nodes: vec![],
+            nats: HashMap::new(),
+            lan: HashSet::new(),
+            sockets: HashMap::new(),
             relay: None,
             joiners: vec![],
             weather,
             cut: HashSet::new(),
             mtu: HashMap::new(),
+            delay: HashMap::new(),
             deaf: HashSet::new(),
             rotations_unsaid: false,
             judge: Judge::default(),
@@ -212,6 +239,7 @@ impl World {
             events: vec![],
             filter: None,
             counts: HashMap::new(),
+            heard_at: HashMap::new(),
             first: HashMap::new(),
             taken: vec![],
             trace: false,
@@ -287,6 +315,7 @@ impl World {
             rekey: self.setup.rekey,
             rekey_both: self.setup.rekey_both,
             endpoints,
+            direct: self.setup.direct,
             data_threads: 1,
             seed: self.rng.bytes(),
         };
@@ -296,6 +325,8 @@ impl World {
         let data = OneThread::new(node.snapshot(), sealer, tx, rx);
         let mut endpoint = Endpoint::new(node, data);
         endpoint.data.lag = self.setup.lag;
+        let host = Candidate { kind: CandidateKind::Host, address: address(n) };
+        endpoint.node.set_candidates(self.now, vec![host]);
         endpoint
     }
 
@@ -398,9 +429,15 @@ impl World {
         assert!(e.data.tx.batch().push(frame, vnet), "a frame larger than a device gives");
         e.seal(now, |batch| out.extend(batch.datagrams().map(|(to, bytes)| (to, bytes.to_vec()))));
         for (to, bytes) in out {
-            self.launch(address(node), to, bytes);
+            self.send_datagram(node, to, bytes);
         }
         self.drain(node);
+    }
+
+    /// A node sends, from the socket by which it reaches that address.
+    fn send_datagram(&mut self, n: usize, to: SocketAddr, bytes: Vec<u8>) {
+        let from = self.sockets.get(&(n, to)).copied().unwrap_or(address(n));
+        self.launch(from, to, bytes);
     }
 
     /// Puts a datagram on a link.
@@ -411,15 +448,24 @@ impl World {
         self.datagrams += 1;
         self.eavesdrop(from, to, &bytes);
         *self.counts.entry((from, bytes[0])).or_default() += 1;
+        if let Some(n) = self.node_at(from) {
+            *self.heard_at.entry((n, to.ip())).or_default() += 1;
+        }
         let filtered = self.filter.is_some_and(|f| f(from, &bytes));
+        // A link is between two machines, whatever addresses are on it.
+        let (near, far) = (self.node_at(from).map_or(from, address), self.behind(to));
         let mtu =
-            self.mtu.get(&(from, to)).or_else(|| self.mtu.get(&(to, from))).copied().unwrap_or(ETHERNET);
+            self.mtu.get(&(near, far)).or_else(|| self.mtu.get(&(far, near))).copied().unwrap_or(ETHERNET);
         let too_big = bytes.len() + HEADERS > mtu;
         if too_big && self.setup.refuses {
             self.too_big.push((from, to, bytes.len()));
         }
-        let lost =
-            too_big || filtered || self.cut.contains(&(from, to)) || self.rng.below(1000) < self.weather.loss;
+        let lost = too_big
+            || filtered
+            || self.cut.contains(&(near, far))
+            || self.rng.below(1000) < self.weather.loss
+            || !self.is_routed(from, to);
+        let from = self.outward(from, to);
         if self.trace {
             println!(
                 "{:8.3} {from} -> {to} {} {} B{}",
@@ -435,15 +481,84 @@ impl World {
         if self.rng.below(1000) < self.weather.attack {
             self.attack(from, to, &bytes);
         }
+        let link = self.delay.get(&(near, far)).or_else(|| self.delay.get(&(far, near)));
+        let delay = self.weather.delay + link.copied().unwrap_or_default();
         let copies = if self.rng.below(1000) < self.weather.repeat { 2 } else { 1 };
         for _ in 0..copies {
             let jitter = self.rng.below(self.weather.jitter.as_nanos() as u64 + 1);
-            let at = self.now + self.weather.delay + Duration::from_nanos(jitter);
+            let at = self.now + delay + Duration::from_nanos(jitter);
             let at = Time(at.0.next_multiple_of(ARRIVES_TOGETHER));
             self.flights.push(Reverse((at, self.next_flight)));
             self.in_flight.insert(self.next_flight, Flight { from, to, bytes: bytes.clone() });
             self.next_flight += 1;
         }
+    }
+
+    /// Puts a node behind a NAT; behind one more, if there is one.
+    pub fn shelter(&mut self, n: usize, kind: NatKind) {
+        let nats = self.nats.entry(n).or_default();
+        let outside = std::net::Ipv4Addr::new(198, 18, n as u8 + 1, nats.len() as u8 + 1);
+        nats.push(Nat::new(kind, outside.into()));
+    }
+
+    /// A node's own address, of whichever of its sockets.
+    fn node_at(&self, address: SocketAddr) -> Option<usize> {
+        self.nodes.iter().position(|n| n.address.ip() == address.ip())
+    }
+
+    /// The node that has the outermost NAT with this address, if one has; else the address itself.
+    fn behind(&self, to: SocketAddr) -> SocketAddr {
+        let outside = |nats: &Vec<Nat>| nats.iter().any(|n| n.outside == to.ip());
+        let node = self.nats.iter().find(|(_, nats)| outside(nats));
+        node.map(|(n, _)| *n).or_else(|| self.node_at(to)).map_or(to, address)
+    }
+
+    /// Is there a way from a node to an address as it is: public, or on the same LAN?
+    fn is_routed(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let inner = |a| self.node_at(a).filter(|n| self.nats.contains_key(n));
+        match (self.node_at(from), inner(to)) {
+            (_, None) => true,
+            (Some(a), Some(b)) => self.lan.contains(&(a.min(b), a.max(b))),
+            (None, Some(_)) => false,
+        }
+    }
+
+    /// Through the NATs before a node.
+    fn outward(&mut self, from: SocketAddr, to: SocketAddr) -> SocketAddr {
+        let Some(n) = self.node_at(from) else { return from };
+        if self.node_at(to).is_some_and(|m| self.nats.contains_key(&m)) {
+            return from;
+        }
+        let mut seen = from;
+        for nat in self.nats.get_mut(&n).into_iter().flatten() {
+            seen = nat.outward(seen, to, &mut self.rng);
+        }
+        seen
+    }
+
+    /// And in, to a node; `None`: a NAT drops it. `from` is where the packet seems to come from.
+    fn inward(&self, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+        let outermost = |nats: &&Vec<Nat>| nats.last().is_some_and(|n| n.outside == to.ip());
+        let Some(nats) = self.nats.values().find(outermost) else {
+            // An inner NAT's address is on no map.
+            let inner = self.nats.values().flatten().any(|n| n.outside == to.ip());
+            return (!inner).then_some(to);
+        };
+        let own = nats.iter().any(|n| n.outside == from.ip());
+        if own && !nats.last().is_some_and(|n| n.kind.hairpin) {
+            return None;
+        }
+        nats.iter().rev().try_fold(to, |at, nat| nat.inward(from, at.port()))
+    }
+
+    /// Datagrams of nodes for an address, of all ports.
+    pub fn sent_to(&self, ip: std::net::IpAddr) -> u64 {
+        self.sent_from(|_| true, |a| *a == ip)
+    }
+
+    /// Datagrams of some nodes for some addresses.
+    pub fn sent_from(&self, who: impl Fn(usize) -> bool, to: impl Fn(&std::net::IpAddr) -> bool) -> u64 {
+        self.heard_at.iter().filter(|((n, ip), _)| who(*n) && to(ip)).map(|(_, sent)| sent).sum()
     }
 
     /// Datagrams that somebody has sent with this first byte.
@@ -494,8 +609,9 @@ impl World {
     fn eavesdrop(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         assert!(!bytes.windows(MARK.len()).any(|w| w == MARK), "I5: a payload in the clear on the wire");
         if to == stranger() {
-            let asked = self.unanswered.take().unwrap_or(0);
+            let asked = self.unanswered.unwrap_or(0);
             assert!(bytes.len() <= asked, "I5: {} bytes in reply to a stranger's {asked}", bytes.len());
+            self.unanswered = Some(asked - bytes.len());
             self.replies += 1;
         }
         let (by_relay, inner) = match bytes.first() {
@@ -539,13 +655,19 @@ impl World {
                             self.nodes[n].endpoint.settle(now);
                         }
                     }
+                    Event::Punch { to, packets } => {
+                        self.sockets.retain(|(node, other), _| (*node, *other) != (n, to));
+                        for (i, bytes) in packets.into_iter().enumerate() {
+                            self.launch(SocketAddr::new(address(n).ip(), FIRST_SOCKET + i as u16), to, bytes);
+                        }
+                    }
                     other => self.events.push((n, format!("{:.2} {other:?}", self.now.0 as f64 / 1e9))),
                 }
             }
             let now = self.now;
             self.refuse(n);
             while let Some((to, bytes)) = self.nodes[n].endpoint.poll_transmit() {
-                self.launch(address(n), to, bytes);
+                self.send_datagram(n, to, bytes);
                 self.refuse(n);
             }
             while let Some(frame) = self.nodes[n].endpoint.poll_frame() {
@@ -714,7 +836,7 @@ impl World {
     /// What arrives at the same node at the same moment, right behind: the kernel gives it in one batch.
     fn with_it(&mut self, f: &Flight) -> Vec<Flight> {
         let mut more = vec![];
-        let node = self.nodes.iter().any(|n| n.address == f.to);
+        let node = f.to != relay_address() && self.joiners.iter().all(|(a, _)| *a != f.to);
         while node && more.len() < 63 && f.from != stranger() {
             let Some(Reverse((at, id))) = self.flights.peek().copied() else { break };
             let next = |n: &&Flight| at <= self.now && n.to == f.to && n.from != stranger();
@@ -736,8 +858,24 @@ impl World {
         self.run_until(self.now + d);
     }
 
-    fn arrive(&mut self, mut f: Flight, more: Vec<Flight>) {
+    fn arrive(&mut self, f: Flight, more: Vec<Flight>) {
+        let mut all = std::iter::once(f).chain(more).filter_map(|f| {
+            let to = self.inward(f.from, f.to)?;
+            Some(Flight { to, ..f })
+        });
+        if let Some(first) = all.next() {
+            let more: Vec<Flight> = all.collect();
+            self.arrive_inside(first, more);
+        }
+    }
+
+    fn arrive_inside(&mut self, mut f: Flight, more: Vec<Flight>) {
         let now = self.now;
+        if let Some(n) = self.node_at(f.to).filter(|n| address(*n) != f.to) {
+            // By one of its other sockets.
+            self.sockets.insert((n, f.from), f.to);
+            f.to = address(n);
+        }
         self.unanswered = (f.from == stranger()).then_some(f.bytes.len());
         if self.deaf.contains(&f.to) {
             return;
@@ -808,6 +946,9 @@ fn told(bytes: &[u8]) -> String {
         },
     }
 }
+
+/// The first port of a node's other sockets.
+const FIRST_SOCKET: u16 = 20_000;
 
 /// Where nobody of the network is, and some of an attacker's copies come from.
 fn stranger() -> SocketAddr {

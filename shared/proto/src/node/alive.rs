@@ -102,10 +102,9 @@ impl Node {
             let echo = if held > 2_000_000 { 0 } else { echo };
             let mut body = vec![];
             Report { stamp: now.micros32(), echo, held, lanes }.emit(&mut body);
-            // On the session in use: the one that was measured may be on its way out.
-            if let Some(current) = self.peers[p as usize].sending {
-                self.send_kind(p, current, Kind::Report, &body);
-            }
+            // On the session that it is about: lanes are numbered in it.
+            self.send_kind(p, id, Kind::Report, &body);
+            self.peers[p as usize].reported_at = now;
         }
     }
 }

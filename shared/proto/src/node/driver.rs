@@ -9,6 +9,7 @@ use shadowmesh_crypto::secret::Secret;
 use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::book::InviteBook;
 use shadowmesh_identity::{Genesis, HostPort, NodeId};
+use shadowmesh_wire::candidate::Candidate;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct NodeConfig {
     pub rekey_both: bool,
     /// Configured addresses of peers.
     pub endpoints: HashMap<NodeId, SocketAddr>,
+    /// Look for paths without a relay.
+    pub direct: bool,
     /// Sealers and openers, as many of each; 1 to 3. Sealers are threads 1 and up, openers are numbered from 0.
     pub data_threads: usize,
     /// Seed of all randomness.
@@ -105,6 +108,27 @@ pub enum Event {
     },
     /// A session with a peer stands, by this route.
     PeerUp(NodeId, Route),
+    /// A session has moved to another path.
+    PathChanged {
+        /// With whom.
+        peer: NodeId,
+        /// Which path carries now.
+        route: Route,
+        /// Why, in words.
+        why: &'static str,
+        /// How long its validation took.
+        validated: Duration,
+        /// And from then until it carried.
+        moved: Duration,
+    },
+    /// Packets for one address, each to be sent from a socket of its own: the NAT here then opens a port for each. When
+    /// something comes from there to one of them, that socket is the one by which this address is reached from then on.
+    Punch {
+        /// Where to.
+        to: SocketAddr,
+        /// What.
+        packets: Vec<Vec<u8>>,
+    },
     /// None stands any more, in words why.
     PeerDown(NodeId, &'static str),
     /// A ping was answered.
@@ -126,6 +150,38 @@ pub enum Event {
     Revoked(NodeId),
     /// This node was revoked: [`shadowmesh_identity::Roster::ending`] says by whom. It does nothing any more.
     SelfRevoked,
+}
+
+/// What `why` shows of the paths to a peer.
+#[derive(Debug, Clone)]
+pub struct PathsStatus {
+    /// Which path carries, while a session stands.
+    pub route: Option<Route>,
+    /// Since when.
+    pub since: Time,
+    /// Why, in words.
+    pub why: &'static str,
+    /// Are paths without relay looked for here?
+    pub looking: bool,
+    /// Has the peer said where it may be reached?
+    pub told: bool,
+    /// Where the peer may be reached, and what came of asking there.
+    pub tried: Vec<Tried>,
+    /// Where it has seen this machine.
+    pub sees: Option<SocketAddr>,
+}
+
+/// What came of asking at one address.
+#[derive(Debug, Clone)]
+pub struct Tried {
+    /// Where, and how it was found.
+    pub candidate: Candidate,
+    /// Packets sent.
+    pub sent: u32,
+    /// And not sent, since that address has had enough without an answer.
+    pub held_back: u32,
+    /// Round trip of the last answer, if one came.
+    pub rtt: Option<Duration>,
 }
 
 /// What `status` and `peers` show of a peer.

@@ -4,13 +4,16 @@ use super::peer::{FIRST_BACKOFF, MAX_BACKOFF};
 use super::{Event, Node};
 use crate::Time;
 use crate::batch::Plain;
-use crate::handshake::Role;
-use crate::snapshot::{PeerId, Route, SessionId};
+use crate::handshake::{Role, Source};
+use crate::snapshot::{PeerId, Route, SessionId, THREADS};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
 use shadowmesh_wire::data::{Kind, Ping, Probe, Report};
 use shadowmesh_wire::handshake::{LANES, Sid};
 use std::time::Duration;
+
+/// Whoever sent a report so lately sends another one soon, most likely.
+const REPORTED: Duration = Duration::from_millis(100);
 
 impl Node {
     /// An authenticated packet came.
@@ -43,31 +46,43 @@ impl Node {
             Kind::Ping => {
                 let ping = Ping::parse(&plain.body)?;
                 self.peers[p as usize].echo = ((ping.stamp / 1000) as u32, now);
-                self.send_kind(p, id, Kind::Pong, &plain.body);
+                // While reports go out, the next one echoes it. Else by the way that it came, so that it measures one path.
+                let echoed = now.since(self.peers[p as usize].reported_at) < REPORTED;
+                if ping.id != 0 || !echoed {
+                    self.answer_by(p, id, plain.source, Kind::Pong, &plain.body);
+                }
             }
             Kind::Pong => {
                 let ping = Ping::parse(&plain.body)?;
                 let rtt = now.since(Time(ping.stamp));
-                let peer = &mut self.peers[p as usize];
-                peer.measured(rtt);
+                let peer = &self.peers[p as usize];
+                let node = peer.node;
+                if peer.route == Some(plain.source.route()) && Time(ping.stamp) >= peer.carrying.since {
+                    self.path_measured(now, p, rtt);
+                }
                 if ping.id != 0 {
-                    let node = peer.node;
                     self.events.push_back(Event::Pong { peer: node, id: ping.id, rtt, source: plain.source });
                 }
             }
             Kind::Report => {
                 let report = Report::parse(&plain.body)?;
-                let peer = &mut self.peers[p as usize];
-                if report.echo != 0 {
-                    let rtt = now.micros32().wrapping_sub(report.echo).wrapping_sub(report.held);
-                    if rtt < 60_000_000 {
-                        peer.measured(Duration::from_micros(u64::from(rtt)));
+                let asked = Duration::from_micros(u64::from(now.micros32().wrapping_sub(report.echo)));
+                let peer = &self.peers[p as usize];
+                if report.echo != 0 && asked <= now.since(peer.carrying.since) {
+                    let rtt = asked.saturating_sub(Duration::from_micros(report.held.into()));
+                    if rtt < Duration::from_secs(60) {
+                        self.path_measured(now, p, rtt);
                     }
                 }
+                let peer = &mut self.peers[p as usize];
                 peer.last_active = now;
+                if peer.sending != Some(id) {
+                    return Ok(());
+                }
                 peer.path.reported(now, &report.lanes);
-                // The control half's lane carries probes, which are lost for a purpose.
-                for l in report.lanes.iter().filter(|l| l.lane > 0) {
+                peer.carrying.reported(now, &report.lanes, peer.rtt);
+                // The control half's lanes carry probes, which are lost for a purpose.
+                for l in report.lanes.iter().filter(|l| usize::from(l.lane) % THREADS > 0) {
                     if l.highest > 0 && l.received <= l.highest + 1 {
                         peer.loss = Some(1.0 - l.received as f64 / (l.highest + 1) as f64);
                     }
@@ -75,20 +90,43 @@ impl Node {
             }
             Kind::Probe => {
                 let probe = Probe::parse(&plain.body)?;
-                self.send_kind(p, id, Kind::ProbeAck, &probe.emit(0));
+                self.answer_by(p, id, plain.source, Kind::ProbeAck, &probe.emit(0));
+                self.path_used(now, p, id, plain.source);
             }
             Kind::ProbeAck => {
                 let probe = Probe::parse(&plain.body)?;
-                self.dirty |= self.peers[p as usize].path.acked(now, probe.number);
+                let route = plain.source.route();
+                if self.peers[p as usize].route == Some(route) {
+                    self.dirty |= self.peers[p as usize].path.acked(now, probe.number);
+                } else {
+                    self.resting_acked(now, p, &route, probe.number);
+                }
             }
-            Kind::Control => self.handle_control(now, p, id, Control::parse(&plain.body)?)?,
+            Kind::Control => self.handle_control(now, p, id, plain.source, Control::parse(&plain.body)?)?,
             Kind::Frame | Kind::Chunk | Kind::Fragment => return Err(DropReason::Malformed),
         }
         Ok(())
     }
 
-    fn handle_control(&mut self, now: Time, p: PeerId, id: SessionId, c: Control) -> Result<(), DropReason> {
+    /// An answer, by the way that the question came: it is no larger.
+    fn answer_by(&mut self, p: PeerId, id: SessionId, source: Source, kind: Kind, body: &[u8]) {
+        self.send_via(p, id, &source.route(), kind, body);
+    }
+
+    fn handle_control(
+        &mut self,
+        now: Time,
+        p: PeerId,
+        id: SessionId,
+        source: Source,
+        c: Control,
+    ) -> Result<(), DropReason> {
         match c {
+            Control::Candidates { .. }
+            | Control::ValidationRequest { .. }
+            | Control::ValidationResponse { .. }
+            | Control::ValidationComplete { .. }
+            | Control::PathLost => self.handle_path(now, p, id, source, c),
             Control::Confirm { sid_r, generation, lanes, wall } => {
                 self.confirmed(now, p, id, sid_r, generation, &lanes, wall)
             }

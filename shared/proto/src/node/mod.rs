@@ -10,14 +10,18 @@ mod admit;
 mod alive;
 mod answer;
 mod aside;
+mod budget;
+mod direct;
 mod driver;
 mod farewell;
 mod heard;
 mod indexes;
 mod own;
 mod path_mtu;
+mod paths;
 mod peer;
 mod publish;
+mod punch;
 mod rekey;
 mod relays;
 mod renewal;
@@ -40,6 +44,7 @@ use shadowmesh_crypto::kem;
 use shadowmesh_identity::book::InviteBook;
 use shadowmesh_identity::{Fact, Genesis, NodeId, Roster};
 use shadowmesh_wire::DropReason;
+use shadowmesh_wire::candidate::{Candidate, Mapping};
 use stations::Stations;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -47,7 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use admit::AdminError;
-pub use driver::{Event, NodeConfig, PeerStatus, Timer};
+pub use driver::{Event, NodeConfig, PathsStatus, PeerStatus, Timer, Tried};
 pub use own::{OwnKeys, SavedLeaf};
 pub use relays::RelayStatus;
 
@@ -96,6 +101,15 @@ pub struct Node {
     jobs: HashMap<u64, sync::Pending>,
     next_job: u64,
     stations: Stations,
+    /// What the driver has found of where this machine may be reached.
+    own_candidates: Vec<Candidate>,
+    /// What members are told, and how often it has changed.
+    candidates: Vec<Candidate>,
+    candidates_number: u32,
+    /// How the NAT before this machine maps.
+    mapping: Mapping,
+    budget: budget::Budget,
+    probed: punch::Probed,
     housekeeping: Time,
     revoked_self: bool,
     snapshot: Arc<Snapshot>,
@@ -164,6 +178,12 @@ impl Node {
             jobs: HashMap::new(),
             next_job: 0,
             stations: Stations::default(),
+            own_candidates: vec![],
+            candidates: vec![],
+            candidates_number: 0,
+            mapping: Mapping::Unknown,
+            budget: budget::Budget::default(),
+            probed: punch::Probed::default(),
             housekeeping: now,
             revoked_self: false,
             snapshot,
@@ -182,6 +202,7 @@ impl Node {
         node.refresh_own(now);
         node.refresh_members(now);
         node.refresh_relays(now);
+        node.refresh_candidates(now);
         node.refresh_invites(now);
         node.refresh_rotations(now);
         node.publish();
@@ -326,9 +347,10 @@ impl Node {
         for (p, largest) in largest {
             let Some(peer) = self.peers.get_mut(*p as usize) else { continue };
             // What went by a session that is on its way out says nothing of the next.
-            let lanes = peer.current().and_then(|s| s.tx);
-            if let Some(lane) = lanes.and_then(|l| l.iter().position(|l| *l == largest.lane)) {
+            let lane = peer.current().and_then(|s| s.number_of(largest.lane));
+            if let Some(lane) = lane {
                 peer.path.sent(since, largest.size, (lane, largest.counter), peer.rtt);
+                peer.carrying.sent(since, lane, largest.counter, peer.rtt);
             }
         }
     }
@@ -530,17 +552,9 @@ impl Node {
 
     /// The way of an opening: a configured address, else a relay that the peer's leaf names, else where it was last.
     /// (A packet that comes from elsewhere moves nothing: whoever copies one could send it first. A path is changed by
-    /// a handshake, whose cookie shows that the address reads what is sent to it.) [P-ROUTE]
+    /// a handshake, whose cookie shows that the address reads what is sent to it, or by a validation.) [P-ROUTE]
     fn way(&self, p: &Peer) -> Option<Route> {
-        if let Some(a) = p.endpoint {
-            return Some(Route::Udp(a));
-        }
-        let member = self.roster.member(&p.node)?;
-        let by_leaf = member.leaves().filter_map(Fact::leaf).flat_map(|l| l.locations.iter()).find_map(|l| {
-            let relay = self.links.iter().position(|k| k.relay() == &l.relay.0 && k.is_up())?;
-            Some(Route::Relay { relay: relay as u32, handle: l.handle })
-        });
-        by_leaf.or(p.route)
+        self.base(p.id).or(p.route)
     }
 
     fn credential(&self, now: Time) -> Option<Credential> {

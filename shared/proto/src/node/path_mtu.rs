@@ -122,6 +122,26 @@ impl Default for PathMtu {
 }
 
 impl PathMtu {
+    /// Of another path to the same peer: what it takes is known.
+    pub fn of_peer(other: &PathMtu) -> Self {
+        PathMtu { announced: other.announced, limit: other.announced, ..Self::default() }
+    }
+
+    /// Is it known that something comes through?
+    pub fn is_answered(&self) -> bool {
+        self.answered || self.rounds > 0 || self.size > BASE
+    }
+
+    /// It carries no more: nothing that it took is waited for.
+    pub fn rest(&mut self) {
+        self.unreported = None;
+    }
+
+    /// It carries from now on: reports of before are of another path.
+    pub fn carry(&mut self, now: Time) {
+        (self.reported, self.unreported) = (Reported { at: now, ..Reported::default() }, None);
+    }
+
     /// PLPMTU by this route.
     pub fn size_on(&self, route: Option<Route>) -> usize {
         if route == self.route { self.size } else { BASE }
@@ -149,7 +169,7 @@ impl PathMtu {
     }
 
     /// A session stands by this route: the search begins, from what is known of the route, or from BASE.
-    fn begin(&mut self, now: Time, route: Route, headers: usize) {
+    pub fn begin(&mut self, now: Time, route: Route, headers: usize) {
         if self.route != Some(route) {
             let PathMtu { announced, search, .. } = *self;
             *self = PathMtu { route: Some(route), announced, search, ..Self::default() };
@@ -159,7 +179,7 @@ impl PathMtu {
     }
 
     /// Nothing can be asked now.
-    fn postpone(&mut self, now: Time) {
+    pub fn postpone(&mut self, now: Time) {
         self.unreported = None;
         self.next = Some(now + PROBE_TIMER);
     }
@@ -215,7 +235,7 @@ impl PathMtu {
     }
 
     /// Probes that are due, each a number and a size; `headers` are those of the path as it is now.
-    fn probes(&mut self, now: Time, headers: usize) -> Vec<(u32, usize)> {
+    pub fn probes(&mut self, now: Time, headers: usize) -> Vec<(u32, usize)> {
         if self.next.is_none_or(|at| now < at) {
             return vec![];
         }
@@ -347,6 +367,13 @@ impl Node {
     /// A datagram was larger than the interface by which this address is reached.
     pub(super) fn refused(&mut self, now: Time, to: SocketAddr, len: usize) {
         for p in 0..self.peers.len() {
+            let hop_is_it = |r: &Route| self.first_hop(r).is_some_and(|(hop, _)| hop == to);
+            let resting = self.peers[p].paths.resting.iter().map(|r| r.route);
+            for route in resting.filter(hop_is_it).collect::<Vec<_>>() {
+                let size = len.saturating_sub(relay_header(&route));
+                let path = self.peers[p].paths.resting.iter_mut().find(|r| r.route == route);
+                path.map(|r| r.mtu.refused(now, size));
+            }
             let route = self.peers[p].path.route;
             if let Some(route) = route
                 && self.first_hop(&route).is_some_and(|(hop, _)| hop == to)
@@ -362,7 +389,7 @@ impl Node {
     }
 
     /// Where datagrams by this route go first, and the headers that they get, bytes.
-    fn first_hop(&self, route: &Route) -> Option<(SocketAddr, usize)> {
+    pub(super) fn first_hop(&self, route: &Route) -> Option<(SocketAddr, usize)> {
         let hop = match *route {
             Route::Udp(address) => address,
             Route::Relay { relay, .. } => {

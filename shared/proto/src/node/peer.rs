@@ -1,6 +1,9 @@
 //! A peer as the control half knows it: its sessions, its opening, what waits for it.
 
+use super::direct::{Carrying, Flaps};
 use super::path_mtu::PathMtu;
+use super::paths::Paths;
+use super::punch::Punch;
 use super::session::Session;
 use crate::Time;
 use crate::handshake::Initiator;
@@ -48,10 +51,18 @@ pub(super) struct Peer {
     pub wanted_until: Time,
     /// A configured address.
     pub endpoint: Option<std::net::SocketAddr>,
-    /// The way by which the session in use was made.
+    /// The path that carries: the way by which the session in use was made, or one that was validated since.
     pub route: Option<Route>,
-    /// How large the datagrams are that this way takes.
+    /// How large the datagrams are that it takes.
     pub path: PathMtu,
+    /// And what else is known of it.
+    pub carrying: Carrying,
+    /// Other paths.
+    pub paths: Paths,
+    pub flaps: Flaps,
+    pub punch: Punch,
+    /// The round after which that was planned.
+    pub punched_in: Option<Time>,
     /// The way that the opening goes.
     pub opening_route: Option<Route>,
     pub queue: VecDeque<(Time, Vec<u8>)>,
@@ -65,6 +76,8 @@ pub(super) struct Peer {
     pub last_active: Time,
     /// Stamp of its last ping, microseconds, and when it came: reports echo it.
     pub echo: (u32, Time),
+    /// When it was last sent a report.
+    pub reported_at: Time,
     pub next_sync: Option<Time>,
     /// Between this and the next repeat of the roster's state: short until both sides agree.
     pub sync_wait: Duration,
@@ -96,6 +109,11 @@ impl Peer {
             endpoint: None,
             route: None,
             path: PathMtu::default(),
+            carrying: Carrying::new(Time(0), ""),
+            paths: Paths::default(),
+            flaps: Flaps::default(),
+            punch: Punch::default(),
+            punched_in: None,
             opening_route: None,
             queue: VecDeque::new(),
             puller: Puller::default(),
@@ -106,6 +124,7 @@ impl Peer {
             last_rx: None,
             last_active: Time(0),
             echo: (0, Time(0)),
+            reported_at: Time(0),
             next_sync: None,
             sync_wait: FIRST_SYNC,
             untold: vec![],
@@ -151,6 +170,7 @@ impl Peer {
             due = earlier(due, self.next_sync);
             due = earlier(due, self.puller.deadline());
             due = earlier(due, self.path.deadline());
+            due = earlier(due, self.paths_deadline());
             due = earlier(due, (!self.untold.is_empty()).then_some(self.tell_at));
         } else if self.opening.is_none() && wants_session {
             due = earlier(due, Some(self.next_try));

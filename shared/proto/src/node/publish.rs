@@ -1,6 +1,7 @@
 //! What the data half forwards by: who is a peer, by which lane and route, and which MACs are behind it.
 
 use super::Node;
+use super::session::Session;
 use crate::Table;
 use crate::snapshot::{Forward, Guard, PeerId, Route, Snapshot};
 use shadowmesh_identity::fact::ANY_MAC;
@@ -25,7 +26,7 @@ impl Node {
                 continue;
             };
             let route = self.route(p);
-            let lanes = p.current().and_then(|s| s.tx).filter(|_| !self.is_former(route));
+            let lanes = p.current().and_then(Session::lanes).filter(|_| !self.is_former(route));
             let bridge = &member.certificate.bridge;
             match (lanes, route) {
                 (Some(_), Some(_)) => {

@@ -43,6 +43,8 @@ pub(super) struct Link {
     former: bool,
     /// Its wall clock when this node began, as of the last handshake.
     wall_base: Option<i64>,
+    /// Where it sees this machine.
+    observed: Option<SocketAddr>,
 }
 
 impl Link {
@@ -69,6 +71,11 @@ impl Link {
     /// Where the relay is.
     pub fn address(&self) -> Option<SocketAddr> {
         self.link.address()
+    }
+
+    /// Where it sees this machine, while it does.
+    pub fn observed(&self) -> Option<SocketAddr> {
+        self.observed.filter(|_| self.is_up())
     }
 
     /// This node's place at the relay.
@@ -126,7 +133,9 @@ impl Node {
             let wall_base = known.and_then(|i| self.links[i].wall_base);
             let former = known.is_some_and(|i| self.links[i].former);
             let (coming, down_since, at) = (None, None, place.clone());
-            let link = Link { link, place: at, access, down_since, follows, coming, former, wall_base };
+            let observed = known.and_then(|i| self.links[i].observed);
+            let link =
+                Link { link, place: at, access, down_since, follows, coming, former, wall_base, observed };
             match known {
                 Some(i) => self.links[i] = link,
                 None => self.links.push(link),
@@ -173,6 +182,12 @@ impl Node {
             self.links[i].link.nudge(now, &mut self.rng);
             self.drain_link(now, i);
         }
+    }
+
+    /// Asks a relay at once whether it is there.
+    pub(super) fn ask_link(&mut self, now: Time, i: usize) {
+        self.links[i].link.ask(now, &mut self.rng);
+        self.drain_link(now, i);
     }
 
     /// A typed packet that may be a relay's answer; `false` when it is not.
@@ -226,9 +241,12 @@ impl Node {
             let relay = NodeId(*self.links[i].relay());
             match event {
                 LinkEvent::Verify(bundle) => self.verify_relay(now, i, bundle),
-                LinkEvent::Up { grant, address, up, down, wall, .. } => {
+                LinkEvent::Up { grant, address, up, down, observed, wall } => {
+                    let ip = std::net::Ipv6Addr::from(observed.0).to_canonical();
+                    self.links[i].observed = Some(SocketAddr::new(ip, observed.1));
                     self.links[i].wall_base = Some(wall as i64 - (now.0 / 1_000_000_000) as i64);
                     self.relay_up(now, i, grant, address, &up, down);
+                    self.refresh_candidates(now);
                     self.events.push_back(Event::RelayUp(relay));
                 }
                 LinkEvent::Heard => {
@@ -246,6 +264,7 @@ impl Node {
                     self.links[i].down_since = Some(now);
                     self.links[i].coming = None;
                     self.dirty = true;
+                    self.relay_lost(now, i as u32);
                     self.events.push_back(Event::RelayDown(relay));
                 }
                 LinkEvent::Failed => {
@@ -261,6 +280,13 @@ impl Node {
                 }
                 LinkEvent::Control(Control::LocatorReply { locator, status }) => {
                     self.locator_opened(now, i as u32, &locator, status);
+                }
+                LinkEvent::Control(Control::Observed(address)) => {
+                    self.links[i].observed = Some(address);
+                    self.refresh_candidates(now);
+                }
+                LinkEvent::Control(Control::Located { handle, address }) => {
+                    self.located(now, i, handle, address);
                 }
                 LinkEvent::Control(_) => {}
             }

@@ -62,7 +62,11 @@ pub(super) struct Session {
     pub suite: Suite,
     pub exporter: Secret<32>,
     pub rx: [u32; LANES],
-    pub tx: Option<[LaneId; THREADS]>,
+    /// Lanes that this side sends on, in two groups that take turns: one is used, the other was, or will be, by another
+    /// path. [P-MOVE]
+    pub tx: Option<[LaneId; LANES]>,
+    /// The first of those in use.
+    pub group: usize,
     /// Keys for the lanes that this side sends on, until the peer's indexes are known.
     pub keys: Option<crate::handshake::SessionKeys>,
     pub sid_r: Sid,
@@ -78,7 +82,31 @@ pub(super) struct Session {
     pub retire_at: Option<Time>,
 }
 
+const _: () = assert!(LANES == 2 * THREADS);
+
 impl Session {
+    /// The lanes in use, one a sending thread.
+    pub fn lanes(&self) -> Option<[LaneId; THREADS]> {
+        self.tx?.get(self.group..self.group + THREADS)?.try_into().ok()
+    }
+
+    /// The control half's lane for what goes by the path that carries, or by another.
+    pub fn control_lane(&self, carries: bool) -> Option<LaneId> {
+        let group = if carries { self.group } else { THREADS - self.group };
+        self.tx?.get(group).copied()
+    }
+
+    /// A lane's number in the session.
+    pub fn number_of(&self, lane: LaneId) -> Option<usize> {
+        self.tx?.iter().position(|l| *l == lane)
+    }
+
+    /// Another path carries: the other lanes are used. What is under way on the first may be far behind, and would fall out
+    /// of a window that both share.
+    pub fn switch_lanes(&mut self) {
+        self.group = THREADS - self.group;
+    }
+
     /// Which of two sessions to send on, once both are confirmed. Both sides come to the same answer. [P-SIMOPEN]
     pub fn yields_to(&self, newer: &Session) -> bool {
         match newer.rank.cmp(&self.rank) {

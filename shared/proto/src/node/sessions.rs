@@ -206,6 +206,7 @@ impl Node {
             exporter: keys.exporter.duplicate(),
             rx,
             tx: None,
+            group: 0,
             keys: Some(keys),
             sid_r,
             confirm: None,
@@ -227,10 +228,10 @@ impl Node {
         id
     }
 
-    /// Installs the sending lanes of path 0: one for each thread.
+    /// Installs the sending lanes: two groups of one for each thread.
     pub(super) fn open_tx(&mut self, p: PeerId, id: SessionId, lanes: &[u32; LANES]) {
         let threads = self.config.data_threads + 1;
-        let mut ids = [0; THREADS];
+        let mut ids = [0; LANES];
         for lane in &mut ids {
             *lane = self.next_lane;
             self.next_lane += 1;
@@ -238,9 +239,9 @@ impl Node {
         let Some(s) = self.peers[p as usize].session_mut(id) else { return };
         let Some(keys) = s.keys.take() else { return };
         s.tx = Some(ids);
-        for thread in 0..threads.min(THREADS) {
-            let tx = TxLane::new(lanes[thread], keys.send_lane(thread as u8));
-            self.install(Install::Tx { thread, lane: ids[thread], keys: tx });
+        for number in (0..LANES).filter(|n| n % THREADS < threads) {
+            let tx = TxLane::new(lanes[number], keys.send_lane(number as u8));
+            self.install(Install::Tx { thread: number % THREADS, lane: ids[number], keys: tx });
         }
     }
 
@@ -260,8 +261,8 @@ impl Node {
         for index in s.rx {
             self.install(Install::RetireRx { index });
         }
-        for (thread, lane) in s.tx.iter().flatten().enumerate() {
-            self.install(Install::RetireTx { thread, lane: *lane });
+        for (number, lane) in s.tx.iter().flatten().enumerate() {
+            self.install(Install::RetireTx { thread: number % THREADS, lane: *lane });
         }
     }
 
@@ -283,7 +284,9 @@ impl Node {
         }
         peer.sending = Some(winner);
         peer.failures = 0;
-        if let Some(way) = peer.session(winner).and_then(|s| s.way) {
+        // What was validated under another session's keys says nothing of this one; a rekey's are of the same two.
+        let way = peer.session(winner).and_then(|s| s.way).filter(|_| winner == newer);
+        if let Some(way) = way {
             peer.route = Some(way);
         }
         peer.unanswered = 0;
@@ -297,6 +300,9 @@ impl Node {
             }
         }
         self.dirty = true;
+        if way.is_some() {
+            self.start_paths(now, p, "the session was made by it");
+        }
         if first {
             let node = self.peers[p as usize].node;
             if let Some(route) = self.route(&self.peers[p as usize]) {
@@ -382,12 +388,25 @@ impl Node {
         self.send_kind(p, id, Kind::Control, &body);
     }
 
+    pub(super) fn send_control_via(&mut self, p: PeerId, id: SessionId, route: &Route, control: &Control) {
+        let mut body = vec![];
+        control.emit(&mut body);
+        self.send_via(p, id, route, Kind::Control, &body);
+    }
+
     pub(super) fn send_kind(&mut self, p: PeerId, id: SessionId, kind: Kind, body: &[u8]) {
+        if let Some(route) = self.route(&self.peers[p as usize]) {
+            self.send_via(p, id, &route, kind, body);
+        }
+    }
+
+    /// Sends by this path, whichever carries.
+    pub(super) fn send_via(&mut self, p: PeerId, id: SessionId, route: &Route, kind: Kind, body: &[u8]) {
         let peer = &self.peers[p as usize];
-        let lane = peer.session(id).and_then(|s| s.tx).map(|tx| tx[0]);
-        let (Some(lane), Some(route)) = (lane, self.route(peer)) else { return };
+        let carries = self.route(peer) == Some(*route);
+        let Some(lane) = peer.session(id).and_then(|s| s.control_lane(carries)) else { return };
         let sent =
-            self.sealer.seal_control(lane, kind, body).and_then(|packet| self.sealer.address(&route, packet));
+            self.sealer.seal_control(lane, kind, body).and_then(|packet| self.sealer.address(route, packet));
         match sent {
             Ok(x) => self.out.push_back(x),
             Err(reason) => self.drops.count(reason),
@@ -423,6 +442,7 @@ impl Node {
             self.keepalive(now, p);
             self.sync_timeout(now, p);
             self.path_timeout(now, p);
+            self.paths_timeout(now, p);
         }
         let peer = &self.peers[i];
         if peer.sending.is_none() && peer.opening.is_none() && now >= peer.next_try {
