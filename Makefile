@@ -5,10 +5,10 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers micro soak blind crash hostile revocation
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers bench-migration nat-matrix micro soak blind crash hostile revocation no-flood
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## installs the Debian packages that building and testing need (root)
 	@scripts/deps
@@ -55,6 +55,11 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 	$(CARGO) test --locked -p shadowmesh-netns-tests --test revocation -- --nocapture --test-threads 1
 	scripts/measured target/measured/revocation.json target/measured/rotation.json
 
+FLOOD_WORLDS ?= 100000
+no-flood: ## plays FLOOD_WORLDS=100000 worlds in which members name a victim's address as their own
+	@mkdir -p target/measured
+	$(call measuring,$(CARGO) run --release --locked -q -p shadowmesh-sim --bin no-flood -- --worlds $(FLOOD_WORLDS) --report target/measured/flood.json,target/measured/flood.json)
+
 mutants: ## mutants of the core that the simulator must catch
 	$(call measuring,tests/mutants/run,target/measured/mutants.json)
 
@@ -75,6 +80,16 @@ bench: deps ## measured promises on the shipped programs: joining, shares, memor
 
 bench-peers: ## installs Debian's other VPNs, which `make bench` then measures too (root)
 	@scripts/bench-peers
+
+RUNS ?=
+PAIRS ?=
+nat-matrix: deps ## two machines behind each pair of NATs: how soon they talk directly, RUNS=5 of each, PAIRS=a/b,… only those (root)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
+	$(call measuring,RUNS=$(or $(RUNS),5) PAIRS='$(PAIRS)' SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/nat-matrix,target/measured/nat-matrix.json)
+
+bench-migration: deps ## moves from relay to direct and back under traffic, RUNS=100 cuts (root)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
+	$(call measuring,RUNS=$(or $(RUNS),100) SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-migration,target/measured/migration.json)
 
 micro: deps ## instructions (callgrind) and times of the pieces of the hot path (root)
 	tests/micro/run

@@ -19,14 +19,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test harness: to panic is how it reports")]
 
 mod evening;
+mod flow;
 mod host;
 mod iperf;
 mod measured;
+mod meet;
 mod members;
+mod nat;
 mod pair;
 mod process;
 mod profile;
 mod stream;
+mod upnp;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -35,20 +39,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use evening::{Evening, Machine, make_home, make_relay, spawn_relay, wait_for_relay};
+pub use flow::{Arrival, Counts, Flow, Flown};
 pub use host::{Host, Ping};
 pub use iperf::{has_congestion_control, iperf3, received_mbit};
 pub use measured::{Measured, median};
+pub use meet::{Met, PathTo, meet, meet_again, watch};
 pub use members::{Member, make_network};
+pub use nat::{Direction, GATEWAY, Internet, NatKind, RELAY, VPS4, VPS6};
 pub use pair::Pair;
 pub use process::Process;
 pub use profile::Profile;
 use shadowmesh_host::clock::Clock;
 pub use stream::{Streamed, stream};
+pub use upnp::{Ways, mapped_ports, spawn_miniupnpd};
 pub use usage::{cpu, metrics, rss, thread_cpu, udp_arrived};
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
 /// Namespaces, wires and programs of one test.
+#[derive(Debug)]
 pub struct Lab {
     prefix: String,
     directory: PathBuf,
@@ -105,6 +114,7 @@ impl Lab {
         let host = Host::new(name, &namespace, &self.directory);
         host.ip("link set lo up");
         // Linux's usual one; what the kernel was built with may be another, and TCP over the same wire two times as fast.
+        allow_cubic();
         host.sysctl("net/ipv4/tcp_congestion_control", "cubic");
         self.hosts.push(host.clone());
         host
@@ -243,6 +253,16 @@ pub(crate) fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?} did not start: {e}"))
 }
 
+/// Namespaces may be given only congestion controls that the machine allows everybody. This one it offers, and not every
+/// kernel's default allows it.
+fn allow_cubic() {
+    let path = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+    let allowed = std::fs::read_to_string(path).unwrap_or_default();
+    if !allowed.split_whitespace().any(|c| c == "cubic") {
+        let _then_setting_it_tells = std::fs::write(path, format!("{} cubic", allowed.trim()));
+    }
+}
+
 fn command_exists(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|d| d.join(name).is_file())
@@ -256,6 +276,8 @@ fn remove_namespace(namespace: &str) {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     let _gone = output(Command::new("ip").args(["netns", "delete", namespace]));
+    // What `ip netns exec` mounts over files of /etc.
+    let _none = std::fs::remove_dir_all(Path::new("/etc/netns").join(namespace));
 }
 
 /// Removes namespaces and files of labs whose process is gone.

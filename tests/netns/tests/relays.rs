@@ -1,0 +1,59 @@
+//! Two relays kept warm: when the one that carries is killed, the other does, and nothing else is lost.
+#![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
+
+use shadowmesh_netns_tests::{Flow, Lab, Machine, make_relay, spawn_relay, wait_for_relay, wait_until};
+use std::time::Duration;
+
+const SECONDS: fn(u64) -> Duration = Duration::from_secs;
+
+#[test]
+fn the_other_relay_takes_over() {
+    let mut lab = Lab::new("two relays");
+    let hosts: Vec<_> = ["a", "b", "r1", "r2"].iter().map(|name| lab.host(name)).collect();
+    let addresses: Vec<String> = (1..=4).map(|n| format!("203.0.113.{n}/24")).collect();
+    let places: Vec<[&str; 1]> = addresses.iter().map(|a| [a.as_str()]).collect();
+    let members: Vec<_> = hosts.iter().zip(&places).map(|(h, a)| (h, &a[..])).collect();
+    lab.lan("switch", &members);
+    let mut urls = vec![];
+    let mut relays = vec![];
+    for (n, host) in hosts[2..].iter().enumerate() {
+        let state = lab.directory().join(host.name()).display().to_string();
+        urls.extend(make_relay(host, &state, &format!("203.0.113.{}", n + 3)).into_iter().next());
+        relays.push(spawn_relay(host, &state, &[]));
+        wait_for_relay(host);
+    }
+    let machine = |n: usize| {
+        let directory = lab.directory().join(hosts[n].name());
+        std::fs::create_dir_all(&directory).unwrap();
+        // What is shown here are the relays.
+        std::fs::write(directory.join("config.yaml"), "direct: false\n").unwrap();
+        Machine { host: hosts[n].clone(), directory, environment: vec![] }
+    };
+    let (a, b) = (machine(0), machine(1));
+    a.must(&["network", "create", "home", "--relay", &urls[0], "--relay", &urls[1], "--device", "a"]);
+    let both_up = |m: &Machine| {
+        let relays = m.json(&["status"])["networks"][0]["relays"].clone();
+        relays.as_array().is_some_and(|r| r.len() == 2 && r.iter().all(|r| r["up"] == true)).then_some(())
+    };
+    wait_until("both relays", SECONDS(10), || both_up(&a));
+    let url = a.must(&["invite", "b"]).trim().to_owned();
+    b.must(&["join", &url, "--name", "b"]);
+    wait_until("both relays", SECONDS(10), || both_up(&b));
+    b.host.must_reach(&a.address(), 10);
+    let via = || a.path_to(&b).filter(|p| p.path == "relay").map(|p| p.via);
+    let before = wait_until("a path by relay", SECONDS(5), via);
+    let flow = Flow::start(&a.host, &b.host, &b.overlay(), 500.0);
+    std::thread::sleep(SECONDS(3));
+    let killed = flow.now();
+    relays[usize::from(before.contains("203.0.113.4"))].kill();
+    wait_until("the other relay", SECONDS(15), || via().filter(|v| *v != before));
+    std::thread::sleep(SECONDS(2));
+    let end = flow.now();
+    let flown = flow.stop();
+    let gap = flown.gap(killed, end);
+    println!("nothing came for {gap:?}; before it {:?}", flown.counts(Duration::ZERO, killed - SECONDS(1)));
+    assert!(gap < SECONDS(6), "{gap:?}");
+    assert_eq!(flown.counts(Duration::ZERO, killed - SECONDS(1)).lost, 0);
+    let after = flown.counts(end - SECONDS(1), end - SECONDS(1) / 2);
+    assert!(after.sent > 100 && after.lost == 0, "{after:?}");
+}
