@@ -17,8 +17,8 @@ use shadowmesh_wire::handshake::LANES;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// With two round trips: so long may frames go out on a path without being reported. Three reports are due by then.
-const UNREPORTED: Duration = Duration::from_millis(170);
+/// With two round trips: so long may frames go out on a path without being reported. Two reports are due by then.
+const UNREPORTED: Duration = Duration::from_millis(140);
 /// A validated path carries when it is known what it takes, or after so long.
 const READY: Duration = Duration::from_millis(250);
 /// A path is left for a better one when it has carried so long, and was measured so often.
@@ -32,7 +32,7 @@ const SLOW: u32 = 8;
 const FIRST_HOLD: Duration = Duration::from_secs(1);
 const MAX_HOLD: Duration = Duration::from_secs(60);
 /// A path that lasted so long ends that.
-const STABLE: Duration = Duration::from_secs(60);
+const STABLE: Duration = Duration::from_secs(5);
 /// Pings without an answer on a path without relay, after which it is lost.
 const MAX_UNANSWERED: u32 = 2;
 

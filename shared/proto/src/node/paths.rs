@@ -25,6 +25,8 @@ const SCHEDULE: [Duration; 5] = [
 /// A round that has led to no path is repeated after so long, and twice as long each time.
 const FIRST_ROUND: Duration = Duration::from_secs(2);
 const LAST_ROUND: Duration = Duration::from_secs(60);
+/// So many after a loss come as fast as the first: most cuts are short.
+const FAST_ROUNDS: u8 = 8;
 /// What the other side begins makes this one begin, too, if its own round is that old.
 const ROUND_APART: Duration = Duration::from_millis(700);
 /// Where packets came from that were no candidates, remembered at most.
@@ -109,6 +111,7 @@ pub(super) struct Paths {
     round: Option<Time>,
     next_round: Option<Time>,
     round_wait: Duration,
+    fast_rounds: u8,
     /// Where it sees this machine, where no relay does: a NAT gives other destinations other ports.
     pub sees: Option<SocketAddr>,
 }
@@ -201,13 +204,15 @@ impl Paths {
         for check in self.checks.iter_mut().filter(own) {
             (check.step, check.round) = (0, now);
         }
-        self.round_wait = (self.round_wait * 2).clamp(FIRST_ROUND, LAST_ROUND);
+        let doubled = if self.fast_rounds > 0 { Duration::ZERO } else { self.round_wait * 2 };
+        self.fast_rounds = self.fast_rounds.saturating_sub(1);
+        self.round_wait = doubled.clamp(FIRST_ROUND, LAST_ROUND);
         self.next_round = Some(now + self.round_wait);
     }
 
     /// A path was lost, or the network has changed: rounds come as fast as at first.
     pub fn begin_anew(&mut self, now: Time) {
-        self.round_wait = Duration::ZERO;
+        self.fast_rounds = FAST_ROUNDS;
         self.next_round = Some(now);
     }
 

@@ -18,6 +18,8 @@ const FAR: Duration = Duration::from_millis(40);
 const NEAR: Duration = Duration::from_millis(40);
 /// A flow goes on for so long before the cut, and after they are direct again.
 const STEADY: Duration = Duration::from_millis(500);
+/// A path has carried for so long before it is cut.
+const CARRIED: Duration = Duration::from_secs(5);
 /// From the cut to the mend.
 const CUT: Duration = Duration::from_millis(1500);
 /// Within which they have to be direct again.
@@ -101,6 +103,8 @@ fn rtt_under_load(two: &Two) -> f64 {
 }
 
 fn cut_and_mend(two: &mut Two, (direction, both): (Direction, bool)) -> Run {
+    // One that is lost sooner is one that comes and goes, and is trusted ever later.
+    std::thread::sleep(CARRIED);
     let (a, b, [to_a, to_b]) = (&two.a, &two.b, &two.addresses);
     let mut flows = vec![Flow::start(&a.host, &b.host, to_b, RATE)];
     flows.extend(both.then(|| Flow::start(&b.host, &a.host, to_a, RATE)));
