@@ -159,6 +159,13 @@ pub async fn why(at: &At<'_>, peer: &str) -> Result<(), Problem> {
     for note in &why.notes {
         at.printer.line(format!("  {note}"));
     }
+    for (i, p) in why.paths.iter().enumerate() {
+        let what = if i == 0 { "paths" } else { "" };
+        let carries = if p.carries { "carries" } else { "rests" };
+        let time = p.rtt.map_or("—".into(), rtt);
+        let via = p.via.as_deref().unwrap_or_default();
+        at.printer.line(format!("  {what:<8}{:<9} {via}  {time}  MTU {}  {carries}", p.path, p.mtu));
+    }
     for (i, t) in why.tried.iter().enumerate() {
         let what = if i == 0 { "tried" } else { "" };
         let held = if t.held_back > 0 { ", and no more for now" } else { "" };

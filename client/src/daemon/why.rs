@@ -3,7 +3,7 @@
 use super::mapping::MappingState;
 use crate::cli::print::age;
 use crate::engine::Inside;
-use shadowmesh_control::{Why, WhyTried};
+use shadowmesh_control::{Why, WhyPath, WhyTried};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::{PathsStatus, Route, Tried};
 use shadowmesh_wire::candidate::{Candidate, CandidateKind};
@@ -17,13 +17,11 @@ pub fn answer(inside: &Inside<'_>, node: &NodeId, mapping: &MappingState) -> Opt
     let peer = n.peer_status().into_iter().find(|p| p.node == *node)?;
     let name = n.roster().member(node)?.name().to_owned();
     let relays = n.relay_status();
-    let (path, via) = match paths.route {
-        Some(Route::Udp(a)) => ("direct", Some(a.to_string())),
-        Some(Route::Relay { relay, .. }) => {
-            ("relay", relays.get(relay as usize).map(|r| r.place.to_string()))
-        }
-        None => ("none", None),
+    let named = |route: &Route| match *route {
+        Route::Udp(a) => ("direct", Some(a.to_string())),
+        Route::Relay { relay, .. } => ("relay", relays.get(relay as usize).map(|r| r.place.to_string())),
     };
+    let (path, via) = paths.route.as_ref().map_or(("none", None), named);
     let since = paths.route.map(|_| inside.now.since(paths.since).as_secs_f64());
     let ago = since.map(age).unwrap_or_default();
     let place = via.as_deref().unwrap_or("a relay");
@@ -56,6 +54,12 @@ pub fn answer(inside: &Inside<'_>, node: &NodeId, mapping: &MappingState) -> Opt
         MappingState::Off | MappingState::Looking => {}
     }
     let change = (path == "relay").then(|| change(&name, &paths, own)).flatten();
+    let proved = paths.paths.iter().enumerate().map(|(i, (route, rtt, mtu))| {
+        let (path, via) = named(route);
+        let rtt = rtt.map(|r| r.as_secs_f64());
+        WhyPath { path: path.into(), via, carries: i == 0, rtt, mtu: *mtu as u32 }
+    });
+    let proved = proved.collect();
     let tried = paths.tried.iter().map(|t| tried(t, own)).collect();
     let rtt = peer.rtt.map(|r| r.as_secs_f64());
     let schema = "shadowmesh/why/1".into();
@@ -68,6 +72,7 @@ pub fn answer(inside: &Inside<'_>, node: &NodeId, mapping: &MappingState) -> Opt
         rtt,
         answer,
         notes,
+        paths: proved,
         tried,
         change,
     })
@@ -132,4 +137,64 @@ fn change(name: &str, paths: &PathsStatus, own: &[Candidate]) -> Option<String> 
         "turn on UPnP, NAT-PMP or PCP in the router here or in that of {name}, or forward UDP port{port} in the router \
          here. One of them is enough."
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shadowmesh_proto::Time;
+
+    fn candidate(kind: CandidateKind, address: &str) -> Candidate {
+        Candidate { kind, address: address.parse().unwrap() }
+    }
+
+    fn paths(tried: &[(CandidateKind, &str, Option<u64>)]) -> PathsStatus {
+        let one = |(kind, address, ms): &(CandidateKind, &str, Option<u64>)| Tried {
+            candidate: candidate(*kind, address),
+            sent: 5,
+            held_back: 0,
+            rtt: ms.map(std::time::Duration::from_millis),
+        };
+        PathsStatus {
+            route: None,
+            since: Time(0),
+            why: FIRST,
+            looking: true,
+            told: true,
+            paths: vec![],
+            tried: tried.iter().map(one).collect(),
+            sees: None,
+        }
+    }
+
+    #[test]
+    fn each_reason_is_told_apart() {
+        use CandidateKind::*;
+        let silent = paths(&[(Host, "192.168.1.9:4000", None), (Reflexive, "203.0.113.9:4000", None)]);
+        let answered = paths(&[(Host, "192.168.1.9:4000", None), (Reflexive, "203.0.113.9:4000", Some(3))]);
+        let own = [candidate(Host, "192.168.1.2:41990")];
+        assert_eq!(by_relay(&silent), "no direct path answered");
+        let text = change("phone", &silent, &own).unwrap();
+        assert!(text.contains("forward UDP port 41990 to 192.168.1.2") && text.contains("that of phone"));
+        assert!(by_relay(&answered).contains("lost, or are slower"));
+        assert_eq!(change("phone", &answered, &own), None);
+        let off = PathsStatus { looking: false, ..silent.clone() };
+        assert!(by_relay(&off).contains("switched off here"));
+        assert!(change("phone", &off, &own).unwrap().contains("direct: true"));
+        let untold = PathsStatus { told: false, ..silent.clone() };
+        assert!(by_relay(&untold).contains("has not said yet"));
+        assert!(by_relay(&paths(&[])).contains("names no address"));
+        let kinds: Vec<String> = answered.tried.iter().map(|t| tried(t, &own).kind).collect();
+        assert_eq!(kinds, ["lan", "udp"]);
+    }
+
+    #[test]
+    fn a_symmetric_nat_shows_itself() {
+        use CandidateKind::*;
+        let own = [candidate(Host, "192.168.1.2:4000"), candidate(Reflexive, "203.0.113.9:5000")];
+        let seen = |a: &str| Some(a.parse().unwrap());
+        assert!(varies(&own, seen("203.0.113.9:6000")));
+        assert!(!varies(&own, seen("203.0.113.9:5000")));
+        assert!(!varies(&own, seen("192.168.1.2:4000")) && !varies(&own, None));
+    }
 }

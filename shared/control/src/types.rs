@@ -280,10 +280,27 @@ pub struct Why {
     pub answer: String,
     /// What is known besides, a sentence each.
     pub notes: Vec<String>,
+    /// The paths that were proved, the one that carries first.
+    pub paths: Vec<WhyPath>,
     /// What was tried.
     pub tried: Vec<WhyTried>,
     /// What would change it, if anything would.
     pub change: Option<String>,
+}
+
+/// A path to a peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WhyPath {
+    /// `direct` or `relay`.
+    pub path: String,
+    /// The address, or the relay's place.
+    pub via: Option<String>,
+    /// Whether frames go by it; the others are kept a while.
+    pub carries: bool,
+    /// Round trip, seconds.
+    pub rtt: Option<f64>,
+    /// The largest IP packet that it takes, bytes, as far as is known.
+    pub mtu: u32,
 }
 
 /// An address at which a peer was asked for.

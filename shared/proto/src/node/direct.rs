@@ -181,7 +181,10 @@ impl Node {
             held_back: c.held_back,
             rtt: c.rtt,
         };
+        let carries = peer.current().and(peer.route).map(|r| (r, peer.rtt, peer.path.packet()));
+        let rest = peer.paths.resting.iter().map(|r| (r.route, r.rtt, r.mtu.packet()));
         Some(PathsStatus {
+            paths: carries.into_iter().chain(rest).collect(),
             route: peer.current().and_then(|_| self.route(peer)),
             since: peer.carrying.since,
             why: peer.carrying.why,

@@ -165,6 +165,8 @@ pub struct PathsStatus {
     pub looking: bool,
     /// Has the peer said where it may be reached?
     pub told: bool,
+    /// Paths that were proved, the one that carries first: round trip, and the largest IP packet that it takes, bytes.
+    pub paths: Vec<(Route, Option<Duration>, usize)>,
     /// Where the peer may be reached, and what came of asking there.
     pub tried: Vec<Tried>,
     /// Where it has seen this machine.
