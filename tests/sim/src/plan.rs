@@ -1,7 +1,7 @@
 //! Worlds drawn from a number, and played: three nodes or more, a thousand frames or more, rekeys, and what the number
 //! says of loss, repeats, reordering, partitions, restarts, late snapshots and revocation.
 
-use crate::cast::{CAST, MAY_BRIDGE, relay_address};
+use crate::cast::{CAST, EPOCH, MAY_BRIDGE, relay_address};
 use crate::nat::{Nat, NatKind};
 use crate::world::{ETHERNET, Setup, Weather, World, address};
 use shadowmesh_proto::{Rng, Time};
@@ -36,8 +36,10 @@ enum Happening {
     Shrink(usize, usize, usize),
     /// Two nodes do not reach each other without the relay for a while: the first not the second, or neither the other.
     CutDirect(usize, usize, bool, Duration),
-    /// A node's NATs forget all.
-    NatRestart(usize),
+    /// A node's NATs forget all; the node is told that its network has changed, or not.
+    NatRestart(usize, bool),
+    /// A node's wall clock is set, by so many seconds.
+    ClockJump(usize, i64),
 }
 
 /// A drawn world.
@@ -161,8 +163,9 @@ impl Plan {
             let worse = if kind == Kind::Rough { dice.below(4) } else { 0 };
             for _ in 0..worse {
                 let (a, b) = pair(&mut dice, nodes);
-                let what = match dice.below(3) {
-                    0 => Happening::NatRestart(a),
+                let what = match dice.below(4) {
+                    3 => Happening::ClockJump(a, dice.below(7200) as i64 - 3600),
+                    0 => Happening::NatRestart(a, dice.below(2) == 0),
                     n => Happening::CutDirect(a, b, n == 1, ms(200 + dice.below(4000))),
                 };
                 happenings.push((dice.below(frames as u64) as usize, what));
@@ -250,8 +253,20 @@ impl Plan {
                             mend.push((w.now + d, address(x), address(y)));
                         }
                     }
-                    Happening::NatRestart(n) => {
+                    Happening::NatRestart(n, told) => {
                         w.nats.get_mut(&n).into_iter().flatten().for_each(Nat::restart);
+                        if told {
+                            let now = w.now;
+                            w.nodes[n].endpoint.node.network_changed(now);
+                            w.nodes[n].endpoint.settle(now);
+                            w.drain(n);
+                        }
+                    }
+                    Happening::ClockJump(n, seconds) => {
+                        let (now, clock) = (w.now, EPOCH as i64 + w.now.0 as i64 / 1_000_000_000);
+                        w.nodes[n].endpoint.node.set_wall(now, (clock + seconds) as u64);
+                        w.nodes[n].endpoint.settle(now);
+                        w.drain(n);
                     }
                     Happening::Weather(weather) => w.weather = weather,
                     Happening::Shrink(a, b, mtu) => {

@@ -210,6 +210,34 @@ fn a_cut_is_noticed() {
     }
 }
 
+/// Counters begin anew with new keys: a cut is noticed as soon then as before. [P-FALLBACK]
+#[test]
+fn a_cut_after_a_rekey() {
+    let s = Setup { rekey: Duration::from_secs(10), ..setup(2) };
+    let mut w = World::new(2, s, Weather::CALM);
+    until_direct(&mut w, Duration::from_secs(1)).expect("a direct path");
+    let pass = |w: &mut World, seconds: u64| {
+        for _ in 0..seconds * 100 {
+            w.send(0, 1, 800);
+            w.run(10 * MS);
+        }
+    };
+    let rekeys = |w: &World| w.nodes[0].endpoint.node.peer_status().iter().map(|p| p.rekeys.0).sum::<u64>();
+    // A new session begins with the same lanes, so that the second has those of the one before.
+    for _ in 0..2 {
+        pass(&mut w, 8);
+        let before = rekeys(&w);
+        while rekeys(&w) == before {
+            pass(&mut w, 1);
+        }
+    }
+    assert!(is_direct(&w, 0, 1));
+    w.cut.insert((address(0), address(1)));
+    w.run(20 * MS);
+    pass(&mut w, 1);
+    assert!(!is_direct(&w, 0, 1), "{:?}", w.events);
+}
+
 /// The router is switched off and on, and gives other ports: by the relay, then directly again.
 #[test]
 fn a_nat_restarts() {

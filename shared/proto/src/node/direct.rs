@@ -68,6 +68,11 @@ impl Carrying {
         }
     }
 
+    /// Another session is used: its lanes count from 0.
+    pub fn rekeyed(&mut self) {
+        (self.unreported, self.highest) = (None, [0; LANES]);
+    }
+
     /// Frames went out from `since` on, one by that lane with that counter.
     pub fn sent(&mut self, since: Time, lane: usize, counter: u64, rtt: Option<Duration>) {
         let told = self.highest.get(lane).is_some_and(|h| *h >= counter);

@@ -289,6 +289,9 @@ impl Node {
         if let Some(way) = way {
             peer.route = Some(way);
         }
+        if winner == newer {
+            peer.carrying.rekeyed();
+        }
         peer.unanswered = 0;
         peer.next_ping = if first { now } else { peer.next_ping.min(now + PING_ACTIVE) };
         peer.sync_now(now);
