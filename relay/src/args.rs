@@ -84,6 +84,9 @@ pub struct Run {
     /// Address to listen on, in place of the configured ones
     #[arg(long, value_name = "udp://ADDRESS:PORT", value_parser = crate::config::endpoint)]
     pub listen: Vec<SocketAddr>,
+    /// A second port, by which clients learn what their NAT does (STUN): a number, off, or auto for the one after the first
+    #[arg(long, value_name = "PORT", value_parser = crate::config::stun_port)]
+    pub stun_port: Option<crate::config::StunPort>,
     /// Address for /metrics, /health, /ready and /live; none by default
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub http: Option<SocketAddr>,

@@ -21,11 +21,34 @@ pub enum LogFormat {
     Json,
 }
 
+/// The second port, by which clients learn what their NAT does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StunPort {
+    /// The one after that for clients, or any if that is taken.
+    Auto,
+    /// None.
+    Off,
+    /// This one.
+    Port(u16),
+}
+
+impl std::fmt::Display for StunPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StunPort::Auto => f.write_str("auto"),
+            StunPort::Off => f.write_str("off"),
+            StunPort::Port(port) => port.fmt(f),
+        }
+    }
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// In place of what `init` was told.
     pub listen: Option<Vec<SocketAddr>>,
+    /// A second port, for STUN alone.
+    pub stun: StunPort,
     /// For /metrics and its like.
     pub http: Option<SocketAddr>,
     /// What the relay allows.
@@ -41,7 +64,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let (level, format) = (Level::INFO, LogFormat::Auto);
-        Config { listen: None, http: None, limits: Limits::default(), level, format, set: vec![] }
+        let (stun, limits) = (StunPort::Auto, Limits::default());
+        Config { listen: None, stun, http: None, limits, level, format, set: vec![] }
     }
 }
 
@@ -52,6 +76,7 @@ type Text = Spanned<String>;
 #[serde(deny_unknown_fields)]
 struct Raw {
     listen: Option<Vec<Text>>,
+    stun_port: Option<Text>,
     http: Option<Text>,
     open: Option<Text>,
     limits: Option<RawLimits>,
@@ -120,6 +145,18 @@ pub fn endpoint(text: &str) -> Result<SocketAddr, String> {
     address.ok_or_else(|| "it is written udp://ADDRESS:PORT, like udp://0.0.0.0:443".to_owned())
 }
 
+/// `auto`, `off` or a port.
+pub fn stun_port(text: &str) -> Result<StunPort, String> {
+    match text {
+        "auto" => Ok(StunPort::Auto),
+        "off" => Ok(StunPort::Off),
+        port => match port.parse() {
+            Ok(port) if port != 0 => Ok(StunPort::Port(port)),
+            _ => Err("it is auto, off, or a port from 1 to 65535".to_owned()),
+        },
+    }
+}
+
 /// `500KiB`, `1.5MiB`, `2GiB`, or a number of bytes.
 fn size(text: &str) -> Option<u64> {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1), ("", 1)];
@@ -146,6 +183,10 @@ fn parse(file: &str, text: &str) -> Result<Config, Problem> {
             return Err(Problem::new(Exit::Config, what));
         }
         config.listen = Some(all);
+    }
+    let allowed = "auto, off or a port";
+    if let Some(stun) = take.one("stun_port", raw.stun_port, allowed, |t| stun_port(t).ok())? {
+        config.stun = stun;
     }
     config.http = take.one("http", raw.http, "ADDRESS:PORT, or null,", |t| t.parse().ok())?;
     let flag = |t: &str| t.parse().ok();
@@ -241,8 +282,9 @@ pub fn show(paths: &Paths, file: Option<PathBuf>, json: bool) -> Result<(), Prob
         LogFormat::Plain => "plain",
         LogFormat::Json => "json",
     };
-    let all: [(&str, String); 12] = [
+    let all: [(&str, String); 13] = [
         ("listen", listen),
+        ("stun_port", config.stun.to_string()),
         ("http", http),
         ("open", l.open.to_string()),
         ("limits.networks", l.max_networks.to_string()),
@@ -291,12 +333,20 @@ mod tests {
     fn the_example_is_the_defaults() {
         let (example, default) = (parse("relay.yaml", EXAMPLE).unwrap(), Config::default());
         assert_eq!(format!("{:?}", example.limits), format!("{:?}", default.limits));
-        assert_eq!((example.listen, example.http), (None, None));
+        assert_eq!((example.listen, example.http, example.stun), (None, None, default.stun));
         assert_eq!((example.level, example.format), (default.level, default.format));
-        for key in
-            ["listen", "http", "open", "networks", "clients", "clients_per_network", "clients_per_address"]
-                .iter()
-                .chain(&["handshakes_per_address", "client_rate", "network_rate", "level", "format"])
+        for key in [
+            "listen",
+            "stun_port",
+            "http",
+            "open",
+            "networks",
+            "clients",
+            "clients_per_network",
+            "clients_per_address",
+        ]
+        .iter()
+        .chain(&["handshakes_per_address", "client_rate", "network_rate", "level", "format"])
         {
             assert!(EXAMPLE.contains(&format!("{key}:")), "{key} is not in the example");
         }
@@ -313,12 +363,14 @@ mod tests {
         assert_eq!(p.exit, Exit::Config);
         let p = say("open: false\nlisen: []\n");
         assert!(
-            p.what.starts_with("relay.yaml, line 2: `lisen` is not a key here; allowed are listen, http"),
+            p.what
+                .starts_with("relay.yaml, line 2: `lisen` is not a key here; allowed are listen, stun_port"),
             "{p}"
         );
         for (text, key) in [
             ("listen: [\"tcp://0.0.0.0:1\"]", "`listen` is tcp"),
             ("listen: []", "`listen` is empty"),
+            ("stun_port: 0", "`stun_port` is 0; auto, off or a port is allowed"),
             ("http: 9464", "`http` is 9464"),
             ("limits: {client_rate: 10}", "`limits.client_rate` is 10"),
             ("log: {level: loud}", "`log.level` is loud"),
@@ -335,6 +387,9 @@ mod tests {
         assert_eq!(c.http, Some("127.0.0.1:9464".parse().unwrap()));
         assert_eq!((c.limits.client_rate, c.limits.max_clients, c.limits.open), (Some(1_572_864), 7, true));
         assert!(parse("f", "").is_ok());
+        let stun = |text| parse("f", text).unwrap().stun;
+        assert_eq!((stun("stun_port: off"), stun("stun_port: 3478")), (StunPort::Off, StunPort::Port(3478)));
+        assert_eq!((stun("stun_port: auto"), stun("")), (StunPort::Auto, StunPort::Auto));
         assert_eq!(endpoint("udp://[::]:443").unwrap(), "[::]:443".parse().unwrap());
     }
 }

@@ -74,6 +74,7 @@ impl Collector for Report {
             ("forwarded_bytes", "Bytes of the datagrams forwarded", c.forwarded_bytes),
             ("datagrams_not_sent", "Datagrams that the system did not take", self.not_sent),
             ("resets", "Clients told that their slot is dead", c.resets),
+            ("stun_answers", "STUN requests answered", c.stun),
             ("rebinds", "Clients that moved to another address", c.rebinds),
             ("registrations", "Networks registered", c.registrations),
             ("rotations", "Access secrets rotated", c.rotations),

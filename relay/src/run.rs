@@ -1,7 +1,7 @@
 //! `run`: sockets, privileges, and the loop around the relay. One plain thread.
 
 use crate::args::Run;
-use crate::config::{self, Config};
+use crate::config::{self, Config, StunPort};
 use crate::http::{self, Desk};
 use crate::metrics::Report;
 use crate::paths::Paths;
@@ -54,6 +54,7 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         .unwrap_or_else(|| init::everywhere(loaded.public.port()));
     let mut udp = Udp::bind(&listen).map_err(|e| init::taken(&e))?;
     udp.use_offloads();
+    let stun = bind_stun(&udp.local_addrs(), args.stun_port.unwrap_or(config.stun))?;
     let http = args.http.or(config.http).map(bind_http).transpose()?;
 
     become_user(paths, args)?;
@@ -67,8 +68,9 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
 
     let clock = Clock::new();
     let limits = config.limits.clone();
-    let relay = Relay::new(limits, identity, loaded.durable, time(&clock), clock.unix(), init::rng())
+    let mut relay = Relay::new(limits, identity, loaded.durable, time(&clock), clock.unix(), init::rng())
         .map_err(|e| Problem::failed(e.to_string()))?;
+    relay.set_ports(udp.local_addrs(), stun.as_ref().map(Udp::local_addrs).unwrap_or_default());
     let waker = Waker::new().map_err(|e| Problem::failed(format!("the loop cannot be woken: {e}")))?;
     let desk = Desk::new(waker.clone());
     let http_address = http.as_ref().and_then(|l| l.local_addr().ok());
@@ -78,6 +80,7 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
     }
     let mut looped = Loop {
         udp,
+        stun,
         dir,
         clock,
         relay,
@@ -95,27 +98,48 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
             "See the line above; make room or give the directory to the relay's user, then try again.",
         ));
     }
-    let listening = looped.udp.local_addrs();
-    announce(&listening, http_address, json);
+    let stun = looped.stun.as_ref().map(Udp::local_addrs).unwrap_or_default();
+    announce(&looped.udp.local_addrs(), &stun, http_address, json);
     let _nobody = notify(Notice::Ready);
     let result = looped.run(paths, args);
     let _nobody = notify(Notice::Stopping);
     result
 }
 
-fn announce(listening: &[SocketAddr], http: Option<SocketAddr>, json: bool) {
+fn announce(listening: &[SocketAddr], stun: &[SocketAddr], http: Option<SocketAddr>, json: bool) {
     if json {
-        let object =
-            serde_json::json!({ "schema": "shadowmesh/relay-run/1", "listen": listening, "http": http });
+        let object = serde_json::json!({
+            "schema": "shadowmesh/relay-run/1", "listen": listening, "stun": stun, "http": http,
+        });
         print(&object.to_string());
     } else {
         for address in listening {
             print(&format!("listening  udp {address}"));
         }
+        for address in stun {
+            print(&format!("stun       udp {address}"));
+        }
         if let Some(address) = http {
             print(&format!("metrics    http://{address}/metrics"));
         }
     }
+}
+
+/// The second port, on the addresses of the first.
+fn bind_stun(main: &[SocketAddr], wanted: StunPort) -> Result<Option<Udp>, Problem> {
+    let on = |port| Udp::bind(&main.iter().map(|a| SocketAddr::new(a.ip(), port)).collect::<Vec<_>>());
+    let bound = match wanted {
+        StunPort::Off => return Ok(None),
+        StunPort::Port(port) => on(port),
+        StunPort::Auto => {
+            let next = main.first().and_then(|a| a.port().checked_add(1));
+            on(next.unwrap_or(0)).or_else(|_| on(0))
+        }
+    };
+    bound.map(Some).map_err(|e| {
+        Problem::failed(format!("the second port, for STUN: {e}"))
+            .fix("Choose another:  --stun-port PORT, or off")
+    })
 }
 
 fn time(clock: &Clock) -> Time {
@@ -169,6 +193,8 @@ fn become_user(paths: &Paths, args: &Run) -> Result<(), Problem> {
 
 struct Loop {
     udp: Udp,
+    /// The second port.
+    stun: Option<Udp>,
     dir: Dir,
     clock: Clock,
     relay: Relay,
@@ -201,6 +227,7 @@ impl Loop {
             let wait = strangers.1.next().saturating_sub(self.clock.now());
             if wait.is_zero() {
                 fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
+                fds.extend(self.stun.iter().flat_map(|s| s.fds(Queue::Both)).map(|fd| (fd, Interest::Read)));
             } else {
                 timeout = timeout.into_iter().chain([wait]).min();
             }
@@ -221,6 +248,10 @@ impl Loop {
                 let began = self.clock.now();
                 self.udp.recv_batch(&mut strangers.0, Queue::Strangers).map_err(broken)?;
                 self.turn(&mut strangers.0);
+                if let Some(stun) = &self.stun {
+                    stun.recv_batch(&mut strangers.0, Queue::Both).map_err(broken)?;
+                    self.stun_turn(&strangers.0);
+                }
                 strangers.1.spent(began, self.clock.now());
             }
             let now = time(&self.clock);
@@ -253,9 +284,23 @@ impl Loop {
         self.say(now);
     }
 
+    /// What came by the second port: questions of strangers alone.
+    fn stun_turn(&mut self, batch: &RecvBatch) {
+        let now = time(&self.clock);
+        for (from, datagram) in batch.iter() {
+            self.relay.handle_stun(now, from, datagram);
+        }
+        self.say(now);
+    }
+
     /// Events first, then what waits to be sent: nothing is answered that is not stored. [P-REGISTER]
     fn say(&mut self, now: Time) {
         let saved = self.drain_events(now);
+        while let Some((to, answer)) = self.relay.poll_stun() {
+            // Nobody waits for a full socket here: who asks repeats it.
+            let sent = self.stun.as_ref().is_some_and(|s| s.send_to(to, &answer).is_ok());
+            self.not_sent += u64::from(!sent);
+        }
         let mut own = vec![];
         while let Some(x) = self.relay.poll_transmit() {
             own.push(x);
@@ -346,6 +391,8 @@ impl Loop {
 
     fn reload(&mut self, config: Config) {
         self.relay.set_limits(config.limits);
-        info!("limits are as the configuration says now; listen, http and log are read at the start");
+        info!(
+            "limits are as the configuration says now; listen, stun_port, http and log are read at the start"
+        );
     }
 }

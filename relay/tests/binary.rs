@@ -9,8 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use shadowmesh_identity::RelayUrl;
 use shadowmesh_proto::handshake::Credential;
+use shadowmesh_stun::{Change, parse_response, request};
 use shadowmesh_test_clients::{Client, Clients, LOOPBACK, pseudonym};
 use shadowmesh_wire::control::{Control, Status};
+use std::net::SocketAddr;
 
 const OWNER: [u8; 32] = [3; 32];
 const ACCESS: [u8; 32] = [4; 32];
@@ -102,6 +104,43 @@ fn register_exchange_restart() {
     assert_eq!(relay.get("/live").0, 200);
     kill(pid, Signal::SIGTERM).unwrap();
     assert_eq!(relay.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn two_ports_answer_stun() {
+    let dir = Dir::new();
+    dir.say(&["init", "--public", "127.0.0.1:4433", "--listen", "udp://127.0.0.1:0"]);
+    let relay = Process::start(&dir, "127.0.0.1:0");
+    let second = relay.stun.unwrap();
+    assert!(second.ip() == relay.udp.ip() && second.port() != relay.udp.port());
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let mut buffer = [0; 600];
+    for (asked, port, from) in [
+        (relay.udp, false, relay.udp),
+        (relay.udp, true, second),
+        (second, false, second),
+        (second, true, relay.udp),
+    ] {
+        let request = request([5; 12], Change { ip: false, port });
+        socket.send_to(&request, asked).unwrap();
+        let (length, by) = socket.recv_from(&mut buffer).unwrap();
+        let said = parse_response(&buffer[..length]).unwrap();
+        assert_eq!((by, said.mapped), (from, socket.local_addr().unwrap()));
+        let other = if asked == relay.udp { second } else { relay.udp };
+        assert_eq!(said.other.unwrap(), SocketAddr::new("0.0.0.0".parse().unwrap(), other.port()));
+    }
+    assert_eq!(relay.metric("stun_answers_total"), 4.0);
+    drop(relay);
+
+    // The one after the first is taken: another.
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _next = std::net::UdpSocket::bind((taken.ip(), taken.port() + 1));
+    let relay = Process::start(&dir, &taken.to_string());
+    assert!(relay.stun.is_some_and(|s| s.port() != taken.port() + 1));
+    drop(relay);
+    let relay = Process::start_as(&dir, "127.0.0.1:0", &["--allow-root", "--stun-port", "off"]);
+    assert_eq!(relay.stun, None);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod change;
 mod logs;
+mod netcheck;
 pub(crate) mod print;
 mod settings;
 mod show;
@@ -98,6 +99,12 @@ enum Command {
     Why {
         /// A name, an address in the mesh, or a node id
         peer: String,
+    },
+    /// Finds out what lies between this machine and the others: NAT, firewall, the router's ports, the relays
+    Netcheck {
+        /// Ask this relay alone (smr://…); needs no network and no daemon
+        #[arg(long, value_name = "URL")]
+        relay: Option<String>,
     },
     /// Shows what the daemon has logged
     Logs {
@@ -294,6 +301,7 @@ async fn asked(cli: Cli, paths: &Paths, printer: &Printer) -> Result<(), Problem
         Command::Peers => show::peers(&at).await,
         Command::Ping { peer, count, until_direct } => show::ping(&at, &peer, count, until_direct).await,
         Command::Why { peer } => show::why(&at, &peer).await,
+        Command::Netcheck { relay } => netcheck::show(&at, relay).await,
         Command::Identity(IdentityCommand::Show) => show::identity(&at).await,
         Command::Identity(IdentityCommand::Backup) => change::backup(&at).await,
         Command::Identity(IdentityCommand::Restore) => change::restore(&at).await,

@@ -6,7 +6,7 @@ mod show;
 pub use read::duration;
 use shadowmesh_control::{Exit, Problem};
 use shadowmesh_crypto::aead::{Suite, has_aes};
-use shadowmesh_identity::{Name, NodeId, RelayUrl};
+use shadowmesh_identity::{HostPort, Name, NodeId, RelayUrl};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -30,6 +30,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Relays besides those the networks bring.
     pub relays: Vec<RelayUrl>,
+    /// STUN servers besides the relays.
+    pub stun: Vec<HostPort>,
     /// Look for paths without a relay.
     pub direct: bool,
     /// Ask the router for a port.
@@ -167,6 +169,7 @@ impl Default for Config {
             operator: None,
             listen: vec![SocketAddr::from(([0; 4], 0)), SocketAddr::from(([0u8; 16], 0))],
             relays: vec![],
+            stun: vec![],
             direct: true,
             port_mapping: true,
             lan_discovery: true,
@@ -313,6 +316,10 @@ mod tests {
             (
                 "listen: [\"tcp://0.0.0.0:0\"]\n",
                 "config.yaml, line 1: `listen` is tcp://0.0.0.0:0; udp://ADDRESS:PORT is allowed.",
+            ),
+            (
+                "stun: [\"stun:example.net\"]\n",
+                "config.yaml, line 1: `stun` is stun:example.net; stun://HOST:PORT is allowed.",
             ),
             (
                 "crypto:\n  suites: [des]\n",

@@ -22,6 +22,7 @@ struct Raw {
     operator: Option<Text>,
     listen: Option<Vec<Text>>,
     relays: Option<Vec<Text>>,
+    stun: Option<Vec<Text>>,
     direct: Option<Text>,
     port_mapping: Option<Text>,
     lan_discovery: Option<Text>,
@@ -183,6 +184,10 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     }
     if raw.relays.is_some() {
         at.config.set.insert("relays".into());
+    }
+    let server = |t: &str| t.strip_prefix("stun://")?.parse().ok();
+    if let Some(stun) = at.list("stun", raw.stun, "stun://HOST:PORT", server)? {
+        at.config.stun = stun;
     }
     if let Some(direct) = at.flag("direct", raw.direct)? {
         at.config.direct = direct;

@@ -25,6 +25,8 @@ pub(super) fn yaml(config: &Config) -> String {
         list(config.listen.iter().map(|a| quoted(format!("udp://{a}"))).collect()),
     );
     out.key(0, "relays", "relays", list(config.relays.iter().map(|r| quoted(r.to_string())).collect()));
+    let stun = config.stun.iter().map(|s| quoted(format!("stun://{s}"))).collect();
+    out.key(0, "stun", "stun", list(stun));
     out.key(0, "direct", "direct", config.direct.to_string());
     out.key(0, "port_mapping", "port_mapping", if config.port_mapping { "auto" } else { "off" }.into());
     out.key(0, "lan_discovery", "lan_discovery", config.lan_discovery.to_string());
@@ -178,6 +180,7 @@ pub(super) fn json(config: &Config) -> Value {
         }),
         "listen": config.listen.iter().map(|a| format!("udp://{a}")).collect::<Vec<_>>(),
         "relays": config.relays.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "stun": config.stun.iter().map(|s| format!("stun://{s}")).collect::<Vec<_>>(),
         "direct": config.direct,
         "port_mapping": config.port_mapping,
         "lan_discovery": config.lan_discovery,

@@ -153,6 +153,9 @@ fn look_for(
     if let Some(mapping) = &network.mapping {
         mapping.follow(basis(&network.listen, &hosts, routes, own), changed);
     }
+    if let Some(nat) = network.nat.as_ref().filter(|_| changed) {
+        nat.network_changed();
+    }
     let host = |ip| {
         let address = SocketAddr::new(ip, port_of(&network.listen, ip)?);
         Some(Candidate { kind: CandidateKind::Host, address })

@@ -1,5 +1,6 @@
 //! The control API's server: who may ask what, and the answers.
 
+use super::netcheck::{self, Extent};
 use super::{Daemon, admin, make, network, why};
 use crate::engine::Engine;
 use axum::body::Body;
@@ -12,8 +13,8 @@ use axum::routing::{delete, get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use shadowmesh_control::{
-    CreateNetwork, Exit, HOST, Identity, Join, Line, NetworkIdentity, NetworkStatus, Ping, PingReply,
-    Problem, Status, Why,
+    CreateNetwork, Exit, HOST, Identity, Join, Line, Netcheck, NetworkIdentity, NetworkStatus, Ping,
+    PingReply, Problem, Status, Why,
 };
 use shadowmesh_host::peercred::{self, PeerCred};
 use shadowmesh_host::privilege;
@@ -84,6 +85,7 @@ pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener) {
         .route("/v1/networks/{network}/revoke", post(admin::revoke))
         .route("/v1/networks/{network}/ping", post(ping))
         .route("/v1/networks/{network}/why/{peer}", get(why))
+        .route("/v1/networks/{network}/netcheck", get(check))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(daemon.clone(), guard))
         .with_state(daemon);
@@ -242,6 +244,18 @@ async fn why(
         Problem::failed(format!("\"{peer}\" is not a peer: that is this node, or it was revoked"))
     })?;
     Ok(Json(answer))
+}
+
+async fn check(State(daemon): Shared, Path(name): Path<String>) -> Result<Json<Netcheck>, Refused> {
+    let (_, engine) = daemon.engine(&name).await?;
+    let gone = |e: crate::engine::Gone| Problem::failed(e.to_string());
+    // One at a time, whoever asks: each has a dozen sockets.
+    let _one_at_a_time = daemon.checking.lock().await;
+    let relays = engine.call(|inside| inside.endpoint.node.relay_status()).await.map_err(gone)?;
+    let servers = netcheck::servers(&relays, &daemon.stun_servers());
+    let findings = netcheck::look(&servers, Extent::All).await;
+    let mapping = daemon.port_mapping(&name).await;
+    Ok(Json(netcheck::report(&findings, &servers, &relays, &mapping)))
 }
 
 async fn ping(

@@ -9,6 +9,8 @@ mod candidates;
 mod control;
 mod make;
 mod mapping;
+mod nat;
+pub(crate) mod netcheck;
 mod network;
 mod upnp;
 mod why;
@@ -20,6 +22,7 @@ use crate::paths::Paths;
 use crate::state::{self, State};
 use mapping::Mapping;
 use mapping::MappingState;
+use nat::NatWatch;
 use network::{Network, Wanted};
 use shadowmesh_control::{Exit, NetworkStatus, Problem, Status, rfc3339};
 use shadowmesh_host::clock::Clock;
@@ -28,7 +31,7 @@ use shadowmesh_host::netlink::Netlink;
 use shadowmesh_host::privilege::{self, DropOptions};
 use shadowmesh_host::service::{Notice, notify};
 use shadowmesh_host::store;
-use shadowmesh_identity::Name;
+use shadowmesh_identity::{HostPort, Name};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -55,6 +58,8 @@ pub struct Daemon {
     making: Mutex<()>,
     /// Held while a device is opened, so that nobody opens it twice.
     opening: Mutex<()>,
+    /// Held while it is looked at what lies between this machine and the others.
+    checking: Mutex<()>,
     netlink: Netlink,
     since: String,
     /// Who started it; may change things, too, when that was not root.
@@ -130,6 +135,7 @@ pub fn run(paths: Paths) -> Result<(), Problem> {
             networks: Mutex::default(),
             making: Mutex::default(),
             opening: Mutex::default(),
+            checking: Mutex::default(),
             config: RwLock::new(config),
             stop: Notify::new(),
             look: Arc::default(),
@@ -203,7 +209,13 @@ impl Daemon {
             let _daemon_ended = ended.send((of, why));
         });
         match started {
-            Ok(engine) => network.engine = Some(Arc::new(engine)),
+            Ok(engine) => {
+                let engine = Arc::new(engine);
+                if network.direct {
+                    network.nat = Some(NatWatch::start(name.clone(), &engine, self.stun_servers()));
+                }
+                network.engine = Some(engine);
+            }
             Err(e) => {
                 network.failure = Some(Problem::failed(format!("its threads could not be started: {e}")));
                 return;
@@ -259,7 +271,7 @@ impl Daemon {
             let Some(network) = networks.get_mut(name) else { return };
             network.failure = Some(Problem::failed(why));
             self.leave_bridge(network).await;
-            (network.ipv4, network.warnings) = (None, vec![]);
+            (network.ipv4, network.warnings, network.nat) = (None, vec![], None);
             (network.engine.take(), network.mapping.take())
         };
         let unmapped = mapping.map(|m| tokio::spawn(m.end()));
@@ -340,7 +352,7 @@ impl Daemon {
                         };
                         error!(network = %name, "{}", failure.what);
                         self.leave_bridge(n).await;
-                        (n.engine, n.ipv4, n.warnings) = (None, None, vec![]);
+                        (n.engine, n.nat, n.ipv4, n.warnings) = (None, None, None, vec![]);
                         // It ends on its own.
                         drop(n.mapping.take());
                         n.failure = Some(failure);
@@ -424,6 +436,11 @@ impl Daemon {
             since: self.since.clone(),
             networks,
         }
+    }
+
+    /// STUN servers besides the relays.
+    fn stun_servers(&self) -> Vec<HostPort> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).stun.clone()
     }
 
     /// What the router here has opened for a network.

@@ -1,6 +1,7 @@
 //! One network of the daemon: its device and sockets, its addresses, what is shown of it.
 
 use super::mapping::{Mapping, MappingState};
+use super::nat::NatWatch;
 use crate::cli::print::age;
 use crate::config::{self, Config, MAX_DATA_THREADS, PeerName};
 use crate::engine::{Engine, Inside, LARGEST_DATAGRAM, Setup};
@@ -56,6 +57,8 @@ pub struct Network {
     pub direct: bool,
     /// The router's port, while the network runs and one is looked for.
     pub mapping: Option<Mapping>,
+    /// What finds out how the NAT maps, while the network runs and paths without a relay are looked for.
+    pub nat: Option<NatWatch>,
     /// Why it does not run.
     pub failure: Option<Problem>,
     /// What is wrong although it runs: overlaps, IPv6 switched off.
@@ -168,6 +171,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         listen,
         direct: config.direct,
         mapping: None,
+        nat: None,
         failure: None,
         warnings: vec![],
         ipv4: None,
@@ -285,6 +289,7 @@ impl Network {
             listen: vec![],
             direct: config.direct,
             mapping: None,
+            nat: None,
             failure: Some(failure),
             warnings: vec![],
             ipv4: None,

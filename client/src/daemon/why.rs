@@ -6,7 +6,7 @@ use crate::engine::Inside;
 use shadowmesh_control::{Why, WhyPath, WhyTried};
 use shadowmesh_identity::NodeId;
 use shadowmesh_proto::{PathsStatus, Route, Tried};
-use shadowmesh_wire::candidate::{Candidate, CandidateKind};
+use shadowmesh_wire::candidate::{Candidate, CandidateKind, Mapping};
 use std::net::{IpAddr, SocketAddr};
 
 /// What is known of the way to a member; `None`: it is no peer. `mapping` is what this machine's router has opened, or why
@@ -43,7 +43,12 @@ pub fn answer(inside: &Inside<'_>, node: &NodeId, mapping: &MappingState) -> Opt
     if path == "relay" && paths.why != FIRST {
         notes.push(format!("It came to that because {}.", paths.why));
     }
-    if varies(own, paths.sees) {
+    let symmetric = match n.mapping() {
+        Mapping::Dependent => true,
+        Mapping::Independent => false,
+        Mapping::Unknown => varies(own, paths.sees),
+    };
+    if symmetric {
         notes.push("The router here gives every destination another port (symmetric mapping).".into());
     }
     match mapping {
@@ -94,7 +99,7 @@ fn by_relay(paths: &PathsStatus) -> &'static str {
     }
 }
 
-/// Do destinations see other ports of this machine, behind one address?
+/// Do destinations see other ports of this machine, behind one address? For where no STUN server tells.
 fn varies(own: &[Candidate], sees: Option<SocketAddr>) -> bool {
     let reflexive = own.iter().filter(|c| c.kind == CandidateKind::Reflexive).map(|c| c.address);
     let mut seen: Vec<SocketAddr> = reflexive.chain(sees).filter(SocketAddr::is_ipv4).collect();

@@ -18,6 +18,7 @@ mod opening;
 mod relay;
 mod session;
 mod slots;
+mod stun;
 
 pub use config::Config;
 pub use durable::{BadState, Durable};

@@ -21,6 +21,8 @@ pub struct Metrics {
     pub handshakes_anonymous: u64,
     /// RESETs sent.
     pub resets: u64,
+    /// STUN requests answered.
+    pub stun: u64,
     /// Clients that moved to another address and proved it.
     pub rebinds: u64,
     /// Networks registered.

@@ -1,4 +1,4 @@
-//! The relay's state and its verbs; what each does is in `opening`, `forward` and `session`.
+//! The relay's state and its verbs; what each does is in `opening`, `forward`, `session` and `stun`.
 
 use crate::Config;
 use crate::client::{Bucket, Client, Scope, prefix};
@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::opening::{Load, Pseudonyms};
 use crate::session::Locator;
 use crate::slots::Slots;
+use crate::stun::{Port, Ports, STUN_BURST, STUN_RATE};
 use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::NodeId;
 use shadowmesh_identity::fact::FactError;
@@ -109,12 +110,16 @@ pub struct Relay {
     /// The epoch went on while the relay ran.
     pub(crate) bumped: bool,
     resets: Limits,
+    pub(crate) stun_limit: Limits,
+    pub(crate) ports: Ports,
     /// Unix time at some moment.
     wall: (Time, u64),
     leaf_due: u64,
     next_sweep: Time,
     pub(crate) rng: Rng,
     pub(crate) out: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// What goes out by the port for STUN.
+    pub(crate) stun_out: VecDeque<(SocketAddr, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) metrics: Metrics,
 }
@@ -158,10 +163,13 @@ impl Relay {
             held: false,
             bumped: false,
             resets: Limits::new(rng.bytes(), RESET_RATE, RESET_BURST),
+            stun_limit: Limits::new(rng.bytes(), STUN_RATE, STUN_BURST),
+            ports: Ports::default(),
             wall: (now, unix),
             leaf_due: 0,
             next_sweep: now,
             out: VecDeque::new(),
+            stun_out: VecDeque::new(),
             events: VecDeque::new(),
             metrics: Metrics::default(),
             config,
@@ -223,7 +231,7 @@ impl Relay {
             }
             Class::Typed(_) => self.on_typed(now, from, datagram).map(|()| None),
             Class::Data => Err(DropReason::UnknownIndex),
-            Class::Stun => Err(DropReason::Malformed),
+            Class::Stun => self.on_stun(now, from, Port::Main, datagram).map(|()| None),
         }
     }
 

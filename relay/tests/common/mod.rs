@@ -47,6 +47,8 @@ impl Drop for Dir {
 pub struct Process {
     pub child: Child,
     pub udp: SocketAddr,
+    /// The second port.
+    pub stun: Option<SocketAddr>,
     pub http: SocketAddr,
 }
 
@@ -64,7 +66,8 @@ impl Process {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let said: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = |v: &serde_json::Value| v.as_str().unwrap().parse().unwrap();
-        Process { child, udp: address(&said["listen"][0]), http: address(&said["http"]) }
+        let stun = said["stun"].get(0).map(address);
+        Process { child, udp: address(&said["listen"][0]), stun, http: address(&said["http"]) }
     }
 
     pub fn get(&self, path: &str) -> (u16, String) {

@@ -350,3 +350,69 @@ pub struct NetworkIdentity {
     /// Whether this machine holds the network's root key.
     pub root: bool,
 }
+
+/// `GET /v1/networks/NAME/netcheck`: what lies between this machine and the others. What was not found out is nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Netcheck {
+    /// `shadowmesh/netcheck/1`.
+    pub schema: String,
+    /// Whether UDP comes back.
+    pub udp: bool,
+    /// By IPv4.
+    pub ipv4: Option<NetcheckFamily>,
+    /// By IPv6.
+    pub ipv6: Option<NetcheckFamily>,
+    /// The router's port, and by what: `PCP at 192.168.1.1, 203.0.113.9:41990`.
+    pub port_map: Option<String>,
+    /// Why there is none.
+    pub no_port_map: Option<String>,
+    /// Who was asked.
+    pub servers: Vec<NetcheckServer>,
+    /// Seconds that this machine's clock is ahead of the first relay's.
+    pub clock_ahead: Option<i64>,
+    /// Answers that nobody had asked for, or that came from elsewhere.
+    pub forged: u32,
+    /// What follows from it.
+    pub advice: String,
+}
+
+/// What is so by one family of addresses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetcheckFamily {
+    /// Where this machine is seen.
+    pub address: String,
+    /// That is another address than its own.
+    pub nat: bool,
+    /// On what the port outside depends (RFC 4787 section 4.1): `endpoint-independent`, `address-dependent`,
+    /// `address-and-port-dependent`, or `dependent` where it cannot be told on which.
+    pub mapping: Option<String>,
+    /// On what it depends who may come in (RFC 4787 section 5): the same words, or `not-port-dependent` where no server
+    /// with two addresses was there to tell more.
+    pub filtering: Option<String>,
+    /// Whether machines behind the router reach each other by the address outside.
+    pub hairpin: Option<bool>,
+    /// The port outside is the one inside.
+    pub port_preserved: Option<bool>,
+    /// Addresses of servers that answered. From one alone it cannot be told whether another would see the same.
+    pub server_addresses: u32,
+}
+
+/// A relay, or a STUN server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetcheckServer {
+    /// `relay` or `stun`.
+    pub kind: String,
+    /// Name and port.
+    pub place: String,
+    /// Whether it answered by UDP.
+    pub udp: bool,
+    /// Whether it answers STUN.
+    pub stun: bool,
+    /// Whether its second port does.
+    pub second_port: bool,
+    /// Round trip, seconds.
+    pub rtt: Option<f64>,
+    /// Why it was not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
