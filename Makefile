@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers bench-migration nat-matrix micro soak blind crash hostile revocation no-flood
+.PHONY: help deps build demo test lint formal measured sim mutants fuzz bench bench-peers bench-migration bench-tcp nat-matrix micro soak blind crash hostile revocation no-flood
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ nat-matrix: deps ## two machines behind each pair of NATs: how soon they talk di
 bench-migration: deps ## moves from relay to direct and back under traffic, RUNS=100 cuts (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
 	$(call measuring,RUNS=$(or $(RUNS),100) SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-migration,target/measured/migration.json)
+
+bench-tcp: deps ## speed where TCP 443 alone leaves, beside TLS and WebSocket by themselves, BENCH_ROUNDS=5 (root)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
+	$(call measuring,SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-tcp,target/measured/bench-tcp.json)
 
 micro: deps ## instructions (callgrind) and times of the pieces of the hot path (root)
 	tests/micro/run

@@ -8,4 +8,5 @@ pub mod errand;
 pub mod logging;
 pub mod paths;
 pub mod state;
+pub mod tunnel;
 mod upnp;

@@ -87,6 +87,9 @@ pub struct Run {
     /// A second port, by which clients learn what their NAT does (STUN): a number, off, or auto for the one after the first
     #[arg(long, value_name = "PORT", value_parser = crate::config::stun_port)]
     pub stun_port: Option<crate::config::StunPort>,
+    /// Address to listen on over TCP, for clients whose UDP is blocked; off: nowhere [default: as for UDP]
+    #[arg(long, value_name = "tcp://ADDRESS:PORT|off", value_parser = crate::config::tcp_endpoint)]
+    pub tcp: Vec<crate::config::TcpEndpoint>,
     /// Address for /metrics, /health, /ready and /live; none by default
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub http: Option<SocketAddr>,

@@ -42,6 +42,15 @@ impl std::fmt::Display for StunPort {
     }
 }
 
+/// A certificate in PEM with those above it, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate's file.
+    pub certificate: PathBuf,
+    /// The key's.
+    pub key: PathBuf,
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -49,6 +58,12 @@ pub struct Config {
     pub listen: Option<Vec<SocketAddr>>,
     /// A second port, for STUN alone.
     pub stun: StunPort,
+    /// Where TCP is listened for clients whose UDP is blocked, in place of where UDP is; empty: nowhere.
+    pub tcp: Option<Vec<SocketAddr>>,
+    /// The host's own certificate, in place of one that is made.
+    pub tls: Option<TlsFiles>,
+    /// How many connections there may be over TCP, and of one IPv4 address or IPv6 /56.
+    pub tcp_connections: (usize, usize),
     /// For /metrics and its like.
     pub http: Option<SocketAddr>,
     /// What the relay allows.
@@ -64,8 +79,18 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let (level, format) = (Level::INFO, LogFormat::Auto);
-        let (stun, limits) = (StunPort::Auto, Limits::default());
-        Config { listen: None, stun, http: None, limits, level, format, set: vec![] }
+        Config {
+            listen: None,
+            stun: StunPort::Auto,
+            tcp: None,
+            tls: None,
+            tcp_connections: (4096, 256),
+            http: None,
+            limits: Limits::default(),
+            level,
+            format,
+            set: vec![],
+        }
     }
 }
 
@@ -77,10 +102,19 @@ type Text = Spanned<String>;
 struct Raw {
     listen: Option<Vec<Text>>,
     stun_port: Option<Text>,
+    tcp: Option<Vec<Text>>,
+    tls: Option<RawTls>,
     http: Option<Text>,
     open: Option<Text>,
     limits: Option<RawLimits>,
     log: Option<RawLog>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    certificate: Option<Text>,
+    key: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -93,6 +127,8 @@ struct RawLimits {
     handshakes_per_address: Option<Text>,
     client_rate: Option<Text>,
     network_rate: Option<Text>,
+    tcp_connections: Option<Text>,
+    tcp_connections_per_address: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -157,6 +193,20 @@ pub fn stun_port(text: &str) -> Result<StunPort, String> {
     }
 }
 
+/// Where TCP is listened; nothing: nowhere.
+pub type TcpEndpoint = Option<SocketAddr>;
+
+/// `tcp://ADDRESS:PORT`, or `off`.
+pub fn tcp_endpoint(text: &str) -> Result<TcpEndpoint, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let address = text.strip_prefix("tcp://").and_then(|t| t.parse().ok());
+    address
+        .map(Some)
+        .ok_or_else(|| "it is written tcp://ADDRESS:PORT, like tcp://0.0.0.0:443, or off".to_owned())
+}
+
 /// `500KiB`, `1.5MiB`, `2GiB`, or a number of bytes.
 fn size(text: &str) -> Option<u64> {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1), ("", 1)];
@@ -188,6 +238,28 @@ fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     if let Some(stun) = take.one("stun_port", raw.stun_port, allowed, |t| stun_port(t).ok())? {
         config.stun = stun;
     }
+    if let Some(list) = raw.tcp {
+        let mut all = vec![];
+        for text in list {
+            // An empty list is `off`, too.
+            all.extend(
+                take.one("tcp", Some(text), "tcp://ADDRESS:PORT", |t| tcp_endpoint(t).ok())?.flatten(),
+            );
+        }
+        config.tcp = Some(all);
+    }
+    let path = |t: &str| Some(PathBuf::from(t)).filter(|p| p.is_absolute());
+    let raw_tls = raw.tls.unwrap_or_default();
+    let certificate = take.one("tls.certificate", raw_tls.certificate, "an absolute path, or null,", path)?;
+    let key = take.one("tls.key", raw_tls.key, "an absolute path, or null,", path)?;
+    config.tls = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+        (None, None) => None,
+        _ => {
+            let what = format!("{file}: of `tls.certificate` and `tls.key` only one is set");
+            return Err(Problem::new(Exit::Config, what));
+        }
+    };
     config.http = take.one("http", raw.http, "ADDRESS:PORT, or null,", |t| t.parse().ok())?;
     let flag = |t: &str| t.parse().ok();
     if let Some(open) = take.one("open", raw.open, "true or false", flag)? {
@@ -208,6 +280,9 @@ fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     }
     limits.client_rate = take.one("limits.client_rate", raw_limits.client_rate, RATE, size)?;
     limits.network_rate = take.one("limits.network_rate", raw_limits.network_rate, RATE, size)?;
+    let (all, each) = &mut config.tcp_connections;
+    take.count("limits.tcp_connections", raw_limits.tcp_connections, all)?;
+    take.count("limits.tcp_connections_per_address", raw_limits.tcp_connections_per_address, each)?;
     let log = raw.log.unwrap_or_default();
     let known = |t: &str| t.parse().ok().filter(|_| t.bytes().all(|b| b.is_ascii_lowercase()));
     if let Some(level) = take.one("log.level", log.level, "error, warn, info, debug or trace", known)? {
@@ -276,15 +351,25 @@ pub fn show(paths: &Paths, file: Option<PathBuf>, json: bool) -> Result<(), Prob
         || "null".to_owned(),
         |l| format!("[{}]", l.iter().map(quoted).collect::<Vec<_>>().join(", ")),
     );
+    let tcp = config.tcp.as_ref().map_or_else(
+        || "null".to_owned(),
+        |l| format!("[{}]", l.iter().map(|a| format!("\"tcp://{a}\"")).collect::<Vec<_>>().join(", ")),
+    );
+    let file = |of: fn(&TlsFiles) -> &PathBuf| {
+        config.tls.as_ref().map_or("null".to_owned(), |t| of(t).display().to_string())
+    };
     let http = config.http.map_or("null".to_owned(), |a| format!("\"{a}\""));
     let format = match config.format {
         LogFormat::Auto => "auto",
         LogFormat::Plain => "plain",
         LogFormat::Json => "json",
     };
-    let all: [(&str, String); 13] = [
+    let all: [(&str, String); 18] = [
         ("listen", listen),
         ("stun_port", config.stun.to_string()),
+        ("tcp", tcp),
+        ("tls.certificate", file(|t| &t.certificate)),
+        ("tls.key", file(|t| &t.key)),
         ("http", http),
         ("open", l.open.to_string()),
         ("limits.networks", l.max_networks.to_string()),
@@ -294,6 +379,8 @@ pub fn show(paths: &Paths, file: Option<PathBuf>, json: bool) -> Result<(), Prob
         ("limits.handshakes_per_address", l.handshake_rate.to_string()),
         ("limits.client_rate", rate(l.client_rate)),
         ("limits.network_rate", rate(l.network_rate)),
+        ("limits.tcp_connections", config.tcp_connections.0.to_string()),
+        ("limits.tcp_connections_per_address", config.tcp_connections.1.to_string()),
         ("log.level", config.level.to_string().to_lowercase()),
         ("log.format", format.to_owned()),
     ];
@@ -333,20 +420,22 @@ mod tests {
     fn the_example_is_the_defaults() {
         let (example, default) = (parse("relay.yaml", EXAMPLE).unwrap(), Config::default());
         assert_eq!(format!("{:?}", example.limits), format!("{:?}", default.limits));
-        assert_eq!((example.listen, example.http, example.stun), (None, None, default.stun));
+        assert_eq!((example.listen, example.http, example.tcp, example.tls), (None, None, None, None));
+        assert_eq!((example.stun, example.tcp_connections), (default.stun, default.tcp_connections));
         assert_eq!((example.level, example.format), (default.level, default.format));
-        for key in [
-            "listen",
-            "stun_port",
-            "http",
-            "open",
-            "networks",
-            "clients",
-            "clients_per_network",
-            "clients_per_address",
-        ]
-        .iter()
-        .chain(&["handshakes_per_address", "client_rate", "network_rate", "level", "format"])
+        for key in
+            ["listen", "http", "open", "networks", "clients", "clients_per_network", "clients_per_address"]
+                .iter()
+                .chain(&["handshakes_per_address", "client_rate", "network_rate", "level", "format"])
+                .chain(&[
+                    "stun_port",
+                    "tcp",
+                    "tls",
+                    "certificate",
+                    "key",
+                    "tcp_connections",
+                    "tcp_connections_per_address",
+                ])
         {
             assert!(EXAMPLE.contains(&format!("{key}:")), "{key} is not in the example");
         }
@@ -363,14 +452,18 @@ mod tests {
         assert_eq!(p.exit, Exit::Config);
         let p = say("open: false\nlisen: []\n");
         assert!(
-            p.what
-                .starts_with("relay.yaml, line 2: `lisen` is not a key here; allowed are listen, stun_port"),
+            p.what.starts_with(
+                "relay.yaml, line 2: `lisen` is not a key here; allowed are listen, stun_port, tcp"
+            ),
             "{p}"
         );
         for (text, key) in [
             ("listen: [\"tcp://0.0.0.0:1\"]", "`listen` is tcp"),
             ("listen: []", "`listen` is empty"),
             ("stun_port: 0", "`stun_port` is 0; auto, off or a port is allowed"),
+            ("tcp: [\"udp://0.0.0.0:1\"]", "`tcp` is udp"),
+            ("tls: {key: a}", "`tls.key` is a"),
+            ("tls: {key: /a}", "only one is set"),
             ("http: 9464", "`http` is 9464"),
             ("limits: {client_rate: 10}", "`limits.client_rate` is 10"),
             ("log: {level: loud}", "`log.level` is loud"),
@@ -390,6 +483,13 @@ mod tests {
         let stun = |text| parse("f", text).unwrap().stun;
         assert_eq!((stun("stun_port: off"), stun("stun_port: 3478")), (StunPort::Off, StunPort::Port(3478)));
         assert_eq!((stun("stun_port: auto"), stun("")), (StunPort::Auto, StunPort::Auto));
+        assert_eq!(parse("f", "tcp: []").unwrap().tcp, Some(vec![]));
+        assert_eq!(
+            parse("f", "tcp: [\"tcp://[::]:8443\"]").unwrap().tcp,
+            Some(vec!["[::]:8443".parse().unwrap()])
+        );
+        let files = TlsFiles { certificate: "/c".into(), key: "/k".into() };
+        assert_eq!(parse("f", "tls: {certificate: /c, key: /k}").unwrap().tls, Some(files));
         assert_eq!(endpoint("udp://[::]:443").unwrap(), "[::]:443".parse().unwrap());
     }
 }

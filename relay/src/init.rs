@@ -52,6 +52,12 @@ pub fn init(paths: &Paths, args: &Init, json: bool) -> Result<(), Problem> {
     let listen = if args.listen.is_empty() { everywhere(args.public.port()) } else { args.listen.clone() };
     // What cannot be had now would be found out by the service, where nobody looks.
     let bound = Udp::bind(&listen).map_err(|e| taken(&e))?;
+    let by_tcp = crate::tcp::bind(&bound.local_addrs());
+    if let (false, Err((address, e))) = (json, by_tcp) {
+        print(&format!(
+            "! tcp {address}: {e}. Clients whose UDP is blocked cannot come; see `tcp` in relay.yaml."
+        ));
+    }
     drop(bound);
 
     let dir = Dir::open(&paths.state).map_err(|e| state::stored(&e))?;
@@ -105,7 +111,8 @@ pub fn init(paths: &Paths, args: &Init, json: bool) -> Result<(), Problem> {
 fn ports(listen: &[SocketAddr]) -> String {
     let mut ports: Vec<u16> = listen.iter().map(SocketAddr::port).collect();
     ports.dedup();
-    ports.iter().map(|p| format!("udp {p}")).collect::<Vec<_>>().join(", ")
+    let both = |p: &u16| format!("udp {p}, tcp {p}");
+    ports.iter().map(both).collect::<Vec<_>>().join(", ")
 }
 
 /// Enables and starts the unit, where there is one; says whether it runs.

@@ -9,6 +9,9 @@ mod metrics;
 mod paths;
 mod run;
 mod state;
+mod streams;
+mod tcp;
+mod tls;
 
 use shadowmesh_control::Problem;
 use std::io::{Write, stderr, stdout};

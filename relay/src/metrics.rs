@@ -23,13 +23,15 @@ pub struct Report {
     pub saved: bool,
     /// Datagrams that the system did not take.
     pub not_sent: u64,
+    /// Connections over TCP, and datagrams that their queues did not take.
+    pub streams: (usize, u64),
     /// Seconds since the start.
     pub uptime: f64,
 }
 
 impl Report {
     /// Of a relay, and what the loop around it counts.
-    pub fn new(relay: &Relay, saved: bool, not_sent: u64, uptime: f64) -> Self {
+    pub fn new(relay: &Relay, saved: bool, not_sent: u64, streams: (usize, u64), uptime: f64) -> Self {
         Report {
             counters: relay.metrics().clone(),
             clients: relay.clients(),
@@ -40,6 +42,7 @@ impl Report {
             fullness: relay.fullness(),
             saved,
             not_sent,
+            streams,
             uptime,
         }
     }
@@ -73,6 +76,7 @@ impl Collector for Report {
             ("datagrams_forwarded", "Datagrams forwarded between clients", c.forwarded),
             ("forwarded_bytes", "Bytes of the datagrams forwarded", c.forwarded_bytes),
             ("datagrams_not_sent", "Datagrams that the system did not take", self.not_sent),
+            ("tcp_datagrams_dropped", "Datagrams that a connection over TCP did not take", self.streams.1),
             ("resets", "Clients told that their slot is dead", c.resets),
             ("stun_answers", "STUN requests answered", c.stun),
             ("rebinds", "Clients that moved to another address", c.rebinds),
@@ -110,6 +114,7 @@ impl Collector for Report {
         }
         let gauges = [
             ("clients_pending", "Clients whose first packet has not come", self.pending as f64),
+            ("tcp_connections", "Connections over TCP", self.streams.0 as f64),
             ("networks", "Networks registered", self.networks as f64),
             ("locators", "Inviters waiting for a joiner", self.locators as f64),
             ("puzzle_bits", "Puzzle that an opening costs now", f64::from(self.puzzle)),

@@ -5,7 +5,8 @@ use crate::config::{self, Config, StunPort};
 use crate::http::{self, Desk};
 use crate::metrics::Report;
 use crate::paths::Paths;
-use crate::{init, logging, print, state};
+use crate::streams::{self, Streams};
+use crate::{init, logging, print, state, tcp, tls};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::geteuid;
@@ -19,6 +20,7 @@ use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_proto::Time;
 use shadowmesh_relay_core::{Event, Relay};
+use shadowmesh_wire::stream;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -55,6 +57,8 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
     let mut udp = Udp::bind(&listen).map_err(|e| init::taken(&e))?;
     udp.use_offloads();
     let stun = bind_stun(&udp.local_addrs(), args.stun_port.unwrap_or(config.stun))?;
+    let tcp = bind_tcp(args, &config, &udp.local_addrs())?;
+    let certificate = config.tls.as_ref().filter(|_| !tcp.is_empty()).map(tls::read).transpose()?;
     let http = args.http.or(config.http).map(bind_http).transpose()?;
 
     become_user(paths, args)?;
@@ -66,8 +70,17 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         .relay_identity()
         .map_err(|e| Problem::failed(format!("the relay's key cannot be used: {e}")))?;
 
+    let tls = match certificate {
+        Some(certificate) => tls::make(certificate, &identity)?,
+        None => tls::make(tls::self_signed(loaded.public.host())?, &identity)?,
+    };
     let clock = Clock::new();
     let limits = config.limits.clone();
+    let bounds = tcp::Bounds {
+        connections: config.tcp_connections.0,
+        each: config.tcp_connections.1,
+        rate: limits.handshake_rate,
+    };
     let mut relay = Relay::new(limits, identity, loaded.durable, time(&clock), clock.unix(), init::rng())
         .map_err(|e| Problem::failed(e.to_string()))?;
     relay.set_ports(udp.local_addrs(), stun.as_ref().map(Udp::local_addrs).unwrap_or_default());
@@ -78,9 +91,17 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         http::serve(listener, desk.clone())
             .map_err(|e| Problem::failed(format!("the metrics server cannot run: {e}")))?;
     }
+    let (streams, hub) = streams::pair(waker.clone());
+    let mut listening: Vec<String> = udp.local_addrs().iter().map(|a| format!("udp {a}")).collect();
+    listening.extend(tcp.iter().filter_map(|l| Some(format!("tcp {}", l.local_addr().ok()?))));
+    if !tcp.is_empty() {
+        tcp::serve(tcp, tls, shadowmesh_identity::stream::path(&loaded.id), bounds, hub)
+            .map_err(|e| Problem::failed(format!("TCP cannot be served: {e}")))?;
+    }
     let mut looped = Loop {
         udp,
         stun,
+        streams,
         dir,
         clock,
         relay,
@@ -99,22 +120,23 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         ));
     }
     let stun = looped.stun.as_ref().map(Udp::local_addrs).unwrap_or_default();
-    announce(&looped.udp.local_addrs(), &stun, http_address, json);
+    announce(&looped.udp.local_addrs(), &stun, &listening, http_address, json);
     let _nobody = notify(Notice::Ready);
     let result = looped.run(paths, args);
     let _nobody = notify(Notice::Stopping);
     result
 }
 
-fn announce(listening: &[SocketAddr], stun: &[SocketAddr], http: Option<SocketAddr>, json: bool) {
+fn announce(udp: &[SocketAddr], stun: &[SocketAddr], all: &[String], http: Option<SocketAddr>, json: bool) {
     if json {
+        let tcp: Vec<_> = all.iter().filter_map(|a| a.strip_prefix("tcp ")).collect();
         let object = serde_json::json!({
-            "schema": "shadowmesh/relay-run/1", "listen": listening, "stun": stun, "http": http,
+            "schema": "shadowmesh/relay-run/1", "listen": udp, "stun": stun, "tcp": tcp, "http": http,
         });
         print(&object.to_string());
     } else {
-        for address in listening {
-            print(&format!("listening  udp {address}"));
+        for address in all {
+            print(&format!("listening  {address}"));
         }
         for address in stun {
             print(&format!("stun       udp {address}"));
@@ -162,6 +184,24 @@ fn bind_http(address: SocketAddr) -> Result<TcpListener, Problem> {
     })
 }
 
+/// Where UDP is listened, TCP is too. Another program may have that port, a web server: then it is left to it, unless it was
+/// asked for.
+fn bind_tcp(args: &Run, config: &Config, udp: &[SocketAddr]) -> Result<Vec<TcpListener>, Problem> {
+    let asked: Vec<SocketAddr> = args.tcp.iter().flatten().copied().collect();
+    let asked = if args.tcp.is_empty() { config.tcp.clone() } else { Some(asked) };
+    let by_default = asked.is_none();
+    tcp::bind(&asked.unwrap_or_else(|| udp.to_vec())).or_else(|(address, e)| {
+        let what = format!("listening on tcp {address} did not work: {e}");
+        if by_default {
+            warn!(
+                "{what}; clients whose UDP is blocked cannot come. Choose another address: --tcp, or `tcp`"
+            );
+            return Ok(vec![]);
+        }
+        Err(Problem::failed(what).fix("Choose another address:  --tcp tcp://ADDRESS:PORT, or --tcp off"))
+    })
+}
+
 /// Root becomes an unprivileged user, to whom the state then belongs.
 fn become_user(paths: &Paths, args: &Run) -> Result<(), Problem> {
     let problem = |e: &PrivilegeError| {
@@ -195,6 +235,7 @@ struct Loop {
     udp: Udp,
     /// The second port.
     stun: Option<Udp>,
+    streams: Streams,
     dir: Dir,
     clock: Clock,
     relay: Relay,
@@ -265,9 +306,18 @@ impl Loop {
             self.say(now);
             if self.waker.clear() {
                 let uptime = self.clock.now().as_secs_f64();
-                let report = || Report::new(&self.relay, self.unsaved.is_none(), self.not_sent, uptime);
+                let report = || {
+                    Report::new(
+                        &self.relay,
+                        self.unsaved.is_none(),
+                        self.not_sent,
+                        (self.streams.open(), self.streams.dropped()),
+                        uptime,
+                    )
+                };
                 self.desk.answer(report);
             }
+            self.hear_streams();
         }
     }
 
@@ -276,6 +326,10 @@ impl Loop {
         let now = time(&self.clock);
         let mut list: Vec<(SocketAddr, &[u8])> = Vec::with_capacity(batch.len());
         for (from, datagram) in batch.iter_mut() {
+            if streams::is_stream(&from) {
+                // Nobody has that address: a forged one.
+                continue;
+            }
             if let Some(to) = self.relay.handle_in_place(now, from, datagram) {
                 list.push((to, datagram));
             }
@@ -291,6 +345,26 @@ impl Loop {
             self.relay.handle_stun(now, from, datagram);
         }
         self.say(now);
+    }
+
+    /// What came over TCP, a few messages.
+    fn hear_streams(&mut self) {
+        let now = time(&self.clock);
+        for round in 0..=ROUNDS {
+            if round == ROUNDS {
+                self.streams.come_again();
+                break;
+            }
+            let Some(mut message) = self.streams.next() else { break };
+            let (from, mut list) = (message.from, vec![]);
+            let _what_stands_before_garbage_counts = stream::datagrams(&mut message.bytes, |datagram| {
+                if let Some(to) = self.relay.handle_in_place(now, from, datagram) {
+                    list.push((to, &*datagram));
+                }
+            });
+            self.send(&list);
+            self.say(now);
+        }
     }
 
     /// Events first, then what waits to be sent: nothing is answered that is not stored. [P-REGISTER]
@@ -348,7 +422,15 @@ impl Loop {
     }
 
     fn send(&mut self, list: &[(SocketAddr, &[u8])]) {
+        let udp: Vec<(SocketAddr, &[u8])>;
         let mut rest = list;
+        if list.iter().any(|(to, _)| streams::is_stream(to)) {
+            let (streams, others) = list.iter().partition(|(to, _)| streams::is_stream(to));
+            udp = others;
+            rest = &udp;
+            let streams: Vec<(SocketAddr, &[u8])> = streams;
+            self.streams.send(streams.into_iter());
+        }
         let began = self.clock.now();
         let mut not_sent = 0;
         while !rest.is_empty() {
@@ -392,7 +474,7 @@ impl Loop {
     fn reload(&mut self, config: Config) {
         self.relay.set_limits(config.limits);
         info!(
-            "limits are as the configuration says now; listen, stun_port, http and log are read at the start"
+            "limits are as the configuration says now; listen, stun_port, tcp, tls, http and log are read at the start"
         );
     }
 }

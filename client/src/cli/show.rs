@@ -49,8 +49,8 @@ fn network_lines(n: &NetworkStatus, room: Option<usize>) -> Vec<String> {
     let mut lines = parts(&[&first, &n.ipv6, &state], 9, room);
     for r in &n.relays {
         let how = match (r.up, r.rtt) {
-            (true, Some(t)) => format!("udp  {}", rtt(t)),
-            (true, None) => "udp".into(),
+            (true, Some(t)) => format!("{}  {}", r.by, rtt(t)),
+            (true, None) => r.by.clone(),
             (false, _) => "no answer".into(),
         };
         lines.extend(parts(&[&format!("{:<9}{}", "relay", r.place), &how], 9, room));

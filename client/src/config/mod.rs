@@ -3,6 +3,7 @@
 mod read;
 mod show;
 
+pub use crate::tunnel::Proxy as Proxied;
 pub use read::duration;
 use shadowmesh_control::{Exit, Problem};
 use shadowmesh_crypto::aead::{Suite, has_aes};
@@ -32,6 +33,8 @@ pub struct Config {
     pub relays: Vec<RelayUrl>,
     /// STUN servers besides the relays.
     pub stun: Vec<HostPort>,
+    /// The HTTP proxy by which a relay is reached where nothing else leads to it, besides that of the environment.
+    pub http_proxy: Option<Proxied>,
     /// Look for paths without a relay.
     pub direct: bool,
     /// Ask the router for a port.
@@ -170,6 +173,7 @@ impl Default for Config {
             listen: vec![SocketAddr::from(([0; 4], 0)), SocketAddr::from(([0u8; 16], 0))],
             relays: vec![],
             stun: vec![],
+            http_proxy: None,
             direct: true,
             port_mapping: true,
             lan_discovery: true,
@@ -311,6 +315,10 @@ mod tests {
             (
                 "port_mapping: maybe\n",
                 "config.yaml, line 1: `port_mapping` is maybe; auto or off is allowed.",
+            ),
+            (
+                "http_proxy: ftp://a\n",
+                "config.yaml, line 1: `http_proxy` is ftp://a; http://[USER:PASSWORD@]HOST:PORT, or null, is allowed.",
             ),
             ("direct: auto\n", "config.yaml, line 1: `direct` is auto; true or false is allowed."),
             (

@@ -23,6 +23,7 @@ struct Raw {
     listen: Option<Vec<Text>>,
     relays: Option<Vec<Text>>,
     stun: Option<Vec<Text>>,
+    http_proxy: Option<Text>,
     direct: Option<Text>,
     port_mapping: Option<Text>,
     lan_discovery: Option<Text>,
@@ -189,6 +190,8 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     if let Some(stun) = at.list("stun", raw.stun, "stun://HOST:PORT", server)? {
         at.config.stun = stun;
     }
+    let allowed = "http://[USER:PASSWORD@]HOST:PORT, or null,";
+    at.config.http_proxy = at.one("http_proxy", raw.http_proxy, allowed, |t| t.parse().ok())?;
     if let Some(direct) = at.flag("direct", raw.direct)? {
         at.config.direct = direct;
     }

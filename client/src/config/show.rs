@@ -27,6 +27,9 @@ pub(super) fn yaml(config: &Config) -> String {
     out.key(0, "relays", "relays", list(config.relays.iter().map(|r| quoted(r.to_string())).collect()));
     let stun = config.stun.iter().map(|s| quoted(format!("stun://{s}"))).collect();
     out.key(0, "stun", "stun", list(stun));
+    // Without its login; what is shown is copied into tickets.
+    let proxy = config.http_proxy.as_ref().map_or("null".into(), |p| quoted(p.to_string()));
+    out.key(0, "http_proxy", "http_proxy", proxy);
     out.key(0, "direct", "direct", config.direct.to_string());
     out.key(0, "port_mapping", "port_mapping", if config.port_mapping { "auto" } else { "off" }.into());
     out.key(0, "lan_discovery", "lan_discovery", config.lan_discovery.to_string());
@@ -181,6 +184,7 @@ pub(super) fn json(config: &Config) -> Value {
         "listen": config.listen.iter().map(|a| format!("udp://{a}")).collect::<Vec<_>>(),
         "relays": config.relays.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "stun": config.stun.iter().map(|s| format!("stun://{s}")).collect::<Vec<_>>(),
+        "http_proxy": config.http_proxy.as_ref().map(ToString::to_string),
         "direct": config.direct,
         "port_mapping": config.port_mapping,
         "lan_discovery": config.lan_discovery,

@@ -181,13 +181,13 @@ async fn one_network(
 
 /// What is shown of one network.
 pub(super) async fn status_of(daemon: &Daemon, name: &str) -> Result<NetworkStatus, Problem> {
-    let (resting, engine) = {
+    let (resting, engine, carried) = {
         let networks = daemon.networks.lock().await;
         let network =
             name.parse::<Name>().ok().and_then(|n| networks.get(&n)).ok_or_else(|| no_network(name))?;
-        (network.resting(), network.engine.clone())
+        (network.resting(), network.engine.clone(), network.carried())
     };
-    Ok(super::show(resting, engine).await)
+    Ok(super::show(resting, engine, carried).await)
 }
 
 async fn create(State(daemon): Shared, Json(asked): Json<CreateNetwork>) -> Response {
@@ -238,7 +238,8 @@ async fn why(
     let (_, engine) = daemon.engine(&name).await?;
     let node = member(&engine, &name, &peer).await?;
     let mapping = daemon.port_mapping(&name).await;
-    let asked = engine.call(move |inside| why::answer(inside, &node, &mapping));
+    let carried = daemon.carried(&name).await;
+    let asked = engine.call(move |inside| why::answer(inside, &node, &mapping, &carried));
     let answer = asked.await.map_err(|e| Problem::failed(e.to_string()))?;
     let answer = answer.ok_or_else(|| {
         Problem::failed(format!("\"{peer}\" is not a peer: that is this node, or it was revoked"))

@@ -5,6 +5,7 @@ use super::network::SKEW;
 use super::{Daemon, control};
 use crate::errand::{self, Machine, Start};
 use crate::state::{Meta, NewNetwork};
+use crate::tunnel::Target;
 use shadowmesh_control::{CreateNetwork, Exit, Join, Line, Problem, Step};
 use shadowmesh_crypto::Secret;
 use shadowmesh_crypto::sign::SigningKey;
@@ -233,10 +234,14 @@ async fn ask(
         Ok(())
     };
     apart(move || {
-        let (mut relays, mut unknown) = (vec![], None);
+        let (mut relays, mut targets, mut unknown) = (vec![], vec![], None);
         for meeting in &invite.relays {
             match errand::resolve(&meeting.address) {
-                Ok(address) => relays.push((meeting.relay, address)),
+                Ok(address) => {
+                    relays.push((meeting.relay, address));
+                    let (relay, place) = (meeting.relay, meeting.address.clone());
+                    targets.push(Target { relay, place, address: Some(address) });
+                }
                 Err(p) => unknown = Some(p),
             }
         }
@@ -244,7 +249,7 @@ async fn ask(
             return Err(p);
         }
         let config = JoinConfig { invite, relays, identity, name, suites };
-        errand::run(|s: Start| Joiner::new(config, s.now, s.unix, s.seed), watch)
+        errand::run(targets, |s: Start| Joiner::new(config, s.now, s.unix, s.seed), watch)
     })
     .await
 }
@@ -322,8 +327,9 @@ async fn register(daemon: &Daemon, url: &RelayUrl, lines: &Lines) -> Result<Regi
     };
     apart(move || {
         let address = errand::resolve(&place)?;
-        errand::run(|s: Start| Registrar::new(relay, address, token, suites, s.now, s.unix, s.seed), watch)?
-            .map_err(|e| errand::problem(&e))
+        let targets = vec![Target { relay, place, address: Some(address) }];
+        let make = |s: Start| Registrar::new(relay, address, token, suites, s.now, s.unix, s.seed);
+        errand::run(targets, make, watch)?.map_err(|e| errand::problem(&e))
     })
     .await
     .map_err(|mut p| {

@@ -12,6 +12,7 @@ mod mapping;
 mod nat;
 pub(crate) mod netcheck;
 mod network;
+mod tcp;
 mod upnp;
 mod why;
 
@@ -77,6 +78,7 @@ pub struct Daemon {
 /// [`Problem`], with the exit code.
 pub fn run(paths: Paths) -> Result<(), Problem> {
     let config = Config::load(&paths.config)?;
+    crate::tunnel::configure(config.http_proxy.clone());
     logging::start(&config.log);
     if let Some(parent) = paths.state.parent() {
         // Before others are shut out: as another user it has to pass through.
@@ -225,6 +227,9 @@ impl Daemon {
         if network.direct && mapped && network.listen.iter().any(SocketAddr::is_ipv4) {
             network.mapping = Some(Mapping::start(name.clone(), self.look.clone()));
         }
+        if let Some(engine) = &network.engine {
+            network.tcp = Some(tcp::Tcp::start(name.clone(), engine, network.listen.clone()));
+        }
         self.keep_addresses(network).await;
         info!(
             network = %name, interface = %network.config.interface, node = %network.node.short(),
@@ -266,19 +271,21 @@ impl Daemon {
 
     /// Ends a network's packet loop; what is stored stays.
     async fn close(&self, name: &Name, why: &str) {
-        let (engine, mapping) = {
+        let (engine, mapping, tcp) = {
             let mut networks = self.networks.lock().await;
             let Some(network) = networks.get_mut(name) else { return };
             network.failure = Some(Problem::failed(why));
             self.leave_bridge(network).await;
             (network.ipv4, network.warnings, network.nat) = (None, vec![], None);
-            (network.engine.take(), network.mapping.take())
+            (network.engine.take(), network.mapping.take(), network.tcp.take())
         };
         let unmapped = mapping.map(|m| tokio::spawn(m.end()));
         if let Some(engine) = engine {
             // The loop says goodbye and stores; the last of its holders closes the device.
             let _panicked = tokio::task::spawn_blocking(move || engine.stop()).await;
         }
+        // It carried the goodbye.
+        drop(tcp);
         if let Some(unmapped) = unmapped {
             let _panicked = unmapped.await;
         }
@@ -352,7 +359,8 @@ impl Daemon {
                         };
                         error!(network = %name, "{}", failure.what);
                         self.leave_bridge(n).await;
-                        (n.engine, n.nat, n.ipv4, n.warnings) = (None, None, None, vec![]);
+                        (n.engine, n.nat, n.tcp) = (None, None, None);
+                        (n.ipv4, n.warnings) = (None, vec![]);
                         // It ends on its own.
                         drop(n.mapping.take());
                         n.failure = Some(failure);
@@ -411,6 +419,7 @@ impl Daemon {
                     }
                 }
                 logging::set_level(new.log.level);
+                crate::tunnel::configure(new.http_proxy.clone());
                 *old = new;
                 info!("configuration read");
             }
@@ -423,11 +432,11 @@ impl Daemon {
     async fn status(&self) -> Status {
         let mut asked = vec![];
         for network in self.networks.lock().await.values() {
-            asked.push((network.resting(), network.engine.clone()));
+            asked.push((network.resting(), network.engine.clone(), network.carried()));
         }
         let mut networks = vec![];
-        for (resting, engine) in asked {
-            networks.push(show(resting, engine).await);
+        for (resting, engine, carried) in asked {
+            networks.push(show(resting, engine, carried).await);
         }
         Status {
             schema: "shadowmesh/status/1".into(),
@@ -450,6 +459,13 @@ impl Daemon {
         network.map_or(MappingState::Off, Network::mapping_state)
     }
 
+    /// Which of a network's relays are reached by TCP.
+    async fn carried(&self, name: &str) -> Vec<tcp::Carried> {
+        let networks = self.networks.lock().await;
+        let network = name.parse::<Name>().ok().and_then(|n| networks.get(&n));
+        network.map(Network::carried).unwrap_or_default()
+    }
+
     fn operator(&self) -> Option<u32> {
         let configured = self.config.read().unwrap_or_else(PoisonError::into_inner).operator_uid();
         configured.or_else(|| self.state.operator().ok().flatten())
@@ -457,12 +473,16 @@ impl Daemon {
 }
 
 /// Keys whose change is taken without a restart.
-const LIVE: [&str; 3] = ["name", "operator", "log.level"];
+const LIVE: [&str; 4] = ["name", "operator", "http_proxy", "log.level"];
 
-async fn show(resting: NetworkStatus, engine: Option<Arc<Engine>>) -> NetworkStatus {
+async fn show(
+    resting: NetworkStatus,
+    engine: Option<Arc<Engine>>,
+    carried: Vec<tcp::Carried>,
+) -> NetworkStatus {
     let Some(engine) = engine else { return resting };
     let kept = resting.clone();
-    match engine.call(move |inside| network::fill(resting, inside)).await {
+    match engine.call(move |inside| network::fill(resting, inside, &carried)).await {
         Ok(status) => status,
         Err(e) => NetworkStatus { problems: vec![e.to_string()], ..kept },
     }

@@ -99,7 +99,9 @@ impl Findings {
 pub fn servers(relays: &[RelayStatus], stun: &[HostPort]) -> Vec<Server> {
     let relay = |r: &RelayStatus| Server { place: r.place.clone(), relay: true, address: r.address };
     let other = |place: &HostPort| Server { place: place.clone(), relay: false, address: None };
-    relays.iter().map(relay).chain(stun.iter().map(other)).collect()
+    // One that is reached by TCP is at the other end of a tunnel.
+    let by_udp = |r: &&RelayStatus| r.address.is_none_or(|a| !a.ip().is_loopback());
+    relays.iter().filter(by_udp).map(relay).chain(stun.iter().map(other)).collect()
 }
 
 /// What a relay alone tells, without a network and without a daemon.

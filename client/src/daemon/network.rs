@@ -2,6 +2,7 @@
 
 use super::mapping::{Mapping, MappingState};
 use super::nat::NatWatch;
+use super::tcp::{Carried, Tcp};
 use crate::cli::print::age;
 use crate::config::{self, Config, MAX_DATA_THREADS, PeerName};
 use crate::engine::{Engine, Inside, LARGEST_DATAGRAM, Setup};
@@ -59,6 +60,8 @@ pub struct Network {
     pub mapping: Option<Mapping>,
     /// What finds out how the NAT maps, while the network runs and paths without a relay are looked for.
     pub nat: Option<NatWatch>,
+    /// Relays by TCP, while the network runs.
+    pub tcp: Option<Tcp>,
     /// Why it does not run.
     pub failure: Option<Problem>,
     /// What is wrong although it runs: overlaps, IPv6 switched off.
@@ -172,6 +175,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         direct: config.direct,
         mapping: None,
         nat: None,
+        tcp: None,
         failure: None,
         warnings: vec![],
         ipv4: None,
@@ -290,6 +294,7 @@ impl Network {
             direct: config.direct,
             mapping: None,
             nat: None,
+            tcp: None,
             failure: Some(failure),
             warnings: vec![],
             ipv4: None,
@@ -314,6 +319,11 @@ impl Network {
     /// How its port mapping is.
     pub fn mapping_state(&self) -> MappingState {
         self.mapping.as_ref().map_or(MappingState::Off, Mapping::state)
+    }
+
+    /// Relays that are reached by TCP.
+    pub fn carried(&self) -> Vec<Carried> {
+        self.tcp.as_ref().map(Tcp::carried).unwrap_or_default()
     }
 
     /// What to show while nothing runs.
@@ -360,7 +370,7 @@ pub fn roles(roles: Roles) -> String {
 }
 
 /// Fills in what only the engine's thread knows.
-pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus {
+pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>, carried: &[Carried]) -> NetworkStatus {
     let (endpoint, now) = (&*inside.endpoint, inside.now);
     let node = &endpoint.node;
     status.up = true;
@@ -434,20 +444,30 @@ pub fn fill(mut status: NetworkStatus, inside: &mut Inside<'_>) -> NetworkStatus
         });
     }
     status.peers.sort_by(|a, b| a.name.cmp(&b.name));
-    status.relays = places
-        .into_iter()
-        .map(|r| RelayStatus {
+    for r in &places {
+        let by = carried.iter().find(|c| Some(c.local) == r.address);
+        status.problems.extend(by.map(|c| blocked(&r.place.to_string(), c)));
+        status.relays.push(RelayStatus {
             relay: r.relay.to_string(),
             place: r.place.to_string(),
             up: r.up,
             rtt: r.rtt.map(|d| d.as_secs_f64()),
-            address: r.address.map(|a| a.to_string()),
-        })
-        .collect();
+            by: if by.is_some() { "tcp" } else { "udp" }.into(),
+            address: by.map_or_else(|| r.address.map(|a| a.to_string()), |c| Some(c.by.clone())),
+        });
+    }
     let mut drops = endpoint.drops();
     drops.add(inside.drops);
     status.drops = drops.nonzero().map(|(reason, n)| (reason.label().to_owned(), n)).collect();
     status
+}
+
+/// That a relay is reached by TCP.
+pub fn blocked(place: &str, carried: &Carried) -> String {
+    format!(
+        "UDP seems blocked here: the relay {place} is reached by TCP ({}), and members through it.",
+        carried.by
+    )
 }
 
 /// Why this node is no member in good standing, and what to do.

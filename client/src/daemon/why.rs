@@ -1,6 +1,8 @@
 //! `why PEER`: by which path it is reached, since when, what was tried, and the one thing that would change it.
 
 use super::mapping::MappingState;
+use super::network::blocked;
+use super::tcp::Carried;
 use crate::cli::print::age;
 use crate::engine::Inside;
 use shadowmesh_control::{Why, WhyPath, WhyTried};
@@ -10,8 +12,13 @@ use shadowmesh_wire::candidate::{Candidate, CandidateKind, Mapping};
 use std::net::{IpAddr, SocketAddr};
 
 /// What is known of the way to a member; `None`: it is no peer. `mapping` is what this machine's router has opened, or why
-/// it has not.
-pub fn answer(inside: &Inside<'_>, node: &NodeId, mapping: &MappingState) -> Option<Why> {
+/// it has not; `carried` the relays that are reached by TCP.
+pub fn answer(
+    inside: &Inside<'_>,
+    node: &NodeId,
+    mapping: &MappingState,
+    carried: &[Carried],
+) -> Option<Why> {
     let n = &inside.endpoint.node;
     let paths = n.paths_status(node)?;
     let peer = n.peer_status().into_iter().find(|p| p.node == *node)?;
@@ -40,6 +47,10 @@ pub fn answer(inside: &Inside<'_>, node: &NodeId, mapping: &MappingState) -> Opt
     };
     let own = n.candidates();
     let mut notes = vec![];
+    for r in &relays {
+        let by = carried.iter().find(|c| Some(c.local) == r.address);
+        notes.extend(by.map(|c| blocked(&r.place.to_string(), c)));
+    }
     if path == "relay" && paths.why != FIRST {
         notes.push(format!("It came to that because {}.", paths.why));
     }

@@ -3,6 +3,7 @@
 
 use super::Loop;
 use crate::errand;
+use crate::tunnel::Target;
 use shadowmesh_crypto::Secret;
 use shadowmesh_identity::{HostPort, NodeId};
 use shadowmesh_proto::join::Registrar;
@@ -60,7 +61,8 @@ impl Loop {
                     let make = |s: errand::Start| {
                         Registrar::rotate(relay, address, (owner, access), suites, s.now, s.unix, s.seed)
                     };
-                    errand::run(make, |_| Ok(()))
+                    let target = Target { relay, place: place.clone(), address: Some(address) };
+                    errand::run(vec![target], make, |_| Ok(()))
                 })
                 .map_or_else(|p| Some(p.what), |outcome| outcome.err().map(|e| e.to_string()));
             let _loop_ended = found.send(Found::Rotated { relay, access: told, trouble });

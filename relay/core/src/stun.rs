@@ -69,6 +69,10 @@ impl Relay {
         by: Port,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
+        // By TCP nobody is behind a NAT that matters, and an answer says nothing.
+        if from.port() == 0 {
+            return Err(DropReason::Malformed);
+        }
         if !self.stun_limit.allow(now, &Source::Udp(from)) {
             return Err(DropReason::RateLimited);
         }

@@ -50,6 +50,8 @@ pub struct Process {
     /// The second port.
     pub stun: Option<SocketAddr>,
     pub http: SocketAddr,
+    /// The first address for TCP, if there is one.
+    pub tcp: Option<SocketAddr>,
 }
 
 impl Process {
@@ -67,7 +69,8 @@ impl Process {
         let said: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = |v: &serde_json::Value| v.as_str().unwrap().parse().unwrap();
         let stun = said["stun"].get(0).map(address);
-        Process { child, udp: address(&said["listen"][0]), stun, http: address(&said["http"]) }
+        let tcp = said["tcp"][0].as_str().map(|t| t.parse().unwrap());
+        Process { child, udp: address(&said["listen"][0]), stun, http: address(&said["http"]), tcp }
     }
 
     pub fn get(&self, path: &str) -> (u16, String) {

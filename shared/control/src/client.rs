@@ -115,7 +115,8 @@ impl Client {
 
     async fn connect(&self) -> Result<UnixStream, Problem> {
         UnixStream::connect(&self.socket).await.map_err(|e| match e.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            // Reset: it ends just now.
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => {
                 Problem::new(Exit::NotRunning, "the daemon is not running")
                     .fix("Start it:  sudo shadowmesh up")
             }

@@ -94,6 +94,10 @@ pub struct NetworkStatus {
     pub drops: BTreeMap<String, u64>,
 }
 
+fn udp() -> String {
+    "udp".into()
+}
+
 /// A relay of a network.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RelayStatus {
@@ -105,7 +109,10 @@ pub struct RelayStatus {
     pub up: bool,
     /// Round trip, seconds.
     pub rtt: Option<f64>,
-    /// Where it is.
+    /// `udp`, or `tcp` where UDP seems blocked.
+    #[serde(default = "udp")]
+    pub by: String,
+    /// Where it is; by TCP, in words.
     pub address: Option<String>,
 }
 

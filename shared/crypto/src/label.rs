@@ -143,6 +143,10 @@ labels! {
     SigClaim = "sign/claim",
     /// Signature: a relay's leaf, which belongs to no network.
     SigRelayLeaf = "sign/relay-leaf",
+    /// Signature: a relay's TLS certificate is its own.
+    SigStream = "sign/stream",
+    /// Where a relay takes streams, from its NodeId.
+    StreamPath = "relay/stream-path",
     /// The public keys that every hybrid signature is bound to.
     SigKeys = "sign/keys",
     /// The combiner of the hybrid KEM.

@@ -7,8 +7,9 @@ mod reach;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -17,7 +18,9 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHe
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder, new_connection};
+use tokio::sync::Mutex;
 
 pub use reach::{DefaultRoute, Gateway, InterfaceAddress, Scope, gateway_of, source_for};
 
@@ -74,6 +77,8 @@ pub struct RouteV4 {
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
+    /// Held while something is listed.
+    listing: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -82,7 +87,7 @@ impl Netlink {
         let (connection, handle, _) = new_connection()
             .map_err(|source| NetlinkError::Failed { what: "opening a netlink socket", source })?;
         tokio::spawn(connection);
-        Ok(Netlink { handle })
+        Ok(Netlink { handle, listing: Arc::default() })
     }
 
     /// Whether there is an interface of this name.
@@ -209,14 +214,7 @@ impl Netlink {
     pub async fn local_routes_v4(&self) -> Result<Vec<RouteV4>, NetlinkError> {
         let names = self.link_names().await?;
         let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let routes: Vec<_> = self
-            .handle
-            .route()
-            .get(query)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("listing routes", e))?;
+        let routes = self.list("listing routes", || self.handle.route().get(query).execute()).await?;
         let mut found = Vec::new();
         for route in routes {
             let prefix = route.header.destination_prefix_length;
@@ -259,9 +257,19 @@ impl Netlink {
         }
     }
 
+    /// All that a query gives. One after the other: while the kernel lists something for a socket it refuses another list
+    /// there (EBUSY).
+    async fn list<T, S: Stream<Item = Result<T, rtnetlink::Error>>>(
+        &self,
+        what: &'static str,
+        query: impl FnOnce() -> S,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let _one_at_a_time = self.listing.lock().await;
+        query().try_collect().await.map_err(|e| failed(what, e))
+    }
+
     async fn links(&self) -> Result<Vec<LinkMessage>, NetlinkError> {
-        let links = self.handle.link().get().execute();
-        links.try_collect().await.map_err(|e| failed("listing interfaces", e))
+        self.list("listing interfaces", || self.handle.link().get().execute()).await
     }
 
     async fn link_names(&self) -> Result<Vec<(u32, String)>, NetlinkError> {
@@ -270,8 +278,8 @@ impl Netlink {
 
     async fn address_messages(&self, name: &str) -> Result<Vec<AddressMessage>, NetlinkError> {
         let index = self.link(name).await?.header.index;
-        let query = self.handle.address().get().set_link_index_filter(index).execute();
-        query.try_collect().await.map_err(|e| failed("listing addresses", e))
+        let query = || self.handle.address().get().set_link_index_filter(index).execute();
+        self.list("listing addresses", query).await
     }
 
     async fn change(

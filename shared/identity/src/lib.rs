@@ -6,7 +6,8 @@
 //! * [`fact`]: the signed envelope, and what it can say: certificates, leaves, tombstones, access secrets;
 //! * [`roster`]: the facts of one network, merged to the same state in whatever order they come;
 //! * [`chain`]: what a peer that never heard of a member needs to believe in it;
-//! * [`invite`], [`claim`], [`book`]: how a node gets in; [`relay_url`]: how a relay is named.
+//! * [`invite`], [`claim`], [`book`]: how a node gets in; [`relay_url`]: how a relay is named, [`stream`]: what it
+//!   shows where it is reached by TCP.
 //!
 //! No I/O and no clock: time comes in as unix seconds. Encodings are laid out by hand, big-endian and bounded; every
 //! value has one encoding, and no parser panics on any input.
@@ -25,6 +26,7 @@ pub mod name;
 pub mod relay_url;
 pub mod roster;
 pub mod seed;
+pub mod stream;
 
 pub use claim::Claim;
 pub use codec::ParseError;

@@ -26,6 +26,11 @@ impl RelayLeg {
         self.address
     }
 
+    /// The relay is reached there from now on; the counter goes on.
+    pub fn set_address(&mut self, address: SocketAddr) {
+        self.address = address;
+    }
+
     /// The header for the next packet to this handle.
     pub fn header(&mut self, handle: u64) -> [u8; RELAY_HEADER] {
         let mut h =

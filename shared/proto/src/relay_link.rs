@@ -141,6 +141,23 @@ impl RelayLink {
         }
     }
 
+    /// The relay is reached by another way from now on. The session that stands goes with it: the relay learns where this
+    /// side is by a ping. An opening begins anew. [P-TCP]
+    pub fn move_to(&mut self, now: Time, address: SocketAddr, rng: &mut Rng) {
+        if self.address == Some(address) {
+            return;
+        }
+        self.address = Some(address);
+        match &mut self.up {
+            Some(up) => {
+                up.leg.set_address(address);
+                (up.next_ping, up.unanswered) = (now, 0);
+            }
+            None => (self.opening, self.retry_at, self.backoff) = (None, now, FIRST_BACKOFF),
+        }
+        self.handle_timeout(now, rng);
+    }
+
     /// Does the session stand?
     pub fn is_up(&self) -> bool {
         self.up.is_some()

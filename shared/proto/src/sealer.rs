@@ -94,6 +94,11 @@ impl Sealer {
             Install::Relay { thread, relay, leg } if thread == self.thread => {
                 self.relays.insert(relay, leg);
             }
+            Install::RelayMoved { thread, relay, address } if thread == self.thread => {
+                if let Some(leg) = self.relays.get_mut(&relay) {
+                    leg.set_address(address);
+                }
+            }
             other => return Some(other),
         }
         None

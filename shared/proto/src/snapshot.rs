@@ -193,6 +193,15 @@ pub enum Install {
         /// The leg.
         leg: crate::relay_leg::RelayLeg,
     },
+    /// A relay is reached at another address, by the leg that is there.
+    RelayMoved {
+        /// Which thread's sealer.
+        thread: usize,
+        /// The node's number for the relay.
+        relay: u32,
+        /// Where.
+        address: SocketAddr,
+    },
     /// How packets from a relay are known, for every opener.
     RelayDown {
         /// The node's number for the relay.
@@ -224,9 +233,10 @@ impl Install {
     /// Whom it is for.
     pub fn to(&self) -> To {
         match self {
-            Install::Tx { thread, .. } | Install::RetireTx { thread, .. } | Install::Relay { thread, .. } => {
-                To::Sealer(*thread)
-            }
+            Install::Tx { thread, .. }
+            | Install::RetireTx { thread, .. }
+            | Install::Relay { thread, .. }
+            | Install::RelayMoved { thread, .. } => To::Sealer(*thread),
             Install::Rx { index, .. } | Install::RetireRx { index } => To::Opener(owner(*index)),
             Install::RelayDown { .. } => To::Openers,
         }

@@ -27,6 +27,7 @@ pub mod data;
 mod drop;
 pub mod handshake;
 pub mod relay;
+pub mod stream;
 
 pub use cursor::{Reader, Writer};
 pub use drop::DropReason;

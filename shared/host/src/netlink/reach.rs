@@ -1,7 +1,6 @@
 //! Where this machine may be reached: every address of every interface, the default routes, and word of their changes.
 
-use super::{Netlink, NetlinkError, address_of, failed};
-use futures_util::TryStreamExt;
+use super::{Netlink, NetlinkError, address_of};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
@@ -84,14 +83,7 @@ impl Netlink {
     /// Every address of every interface that is up and has a carrier.
     pub async fn all_addresses(&self) -> Result<Vec<InterfaceAddress>, NetlinkError> {
         let links = self.links().await?;
-        let messages: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("listing addresses", e))?;
+        let messages = self.list("listing addresses", || self.handle.address().get().execute()).await?;
         let usable = |l: &&LinkMessage| l.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
         let of = |message: &AddressMessage| {
             let link = links.iter().find(|l| l.header.index == message.header.index).filter(usable)?;
@@ -108,8 +100,8 @@ impl Netlink {
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
         {
             let ipv6 = query.header.address_family == rtnetlink::packet_route::AddressFamily::Inet6;
-            let routes = self.handle.route().get(query).execute().try_collect::<Vec<_>>().await;
-            let routes = match routes.map_err(|e| failed("listing routes", e)) {
+            let routes = match self.list("listing routes", || self.handle.route().get(query).execute()).await
+            {
                 // A kernel without IPv6.
                 Err(NetlinkError::Failed { source, .. })
                     if ipv6

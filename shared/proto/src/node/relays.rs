@@ -73,9 +73,9 @@ impl Link {
         self.link.address()
     }
 
-    /// Where it sees this machine, while it does.
+    /// Where it sees this machine, while it does. By TCP there is no such address: port 0.
     pub fn observed(&self) -> Option<SocketAddr> {
-        self.observed.filter(|_| self.is_up())
+        self.observed.filter(|a| self.is_up() && a.port() != 0)
     }
 
     /// This node's place at the relay.
@@ -155,6 +155,20 @@ impl Node {
         if let Some(l) = self.links.get_mut(relay as usize) {
             l.link.set_address(now, address);
         }
+    }
+
+    /// A relay is reached by another way from now on, without another handshake where its link stands.
+    pub fn move_link(&mut self, now: Time, relay: u32, address: SocketAddr) {
+        let i = relay as usize;
+        let Some(l) = self.links.get_mut(i) else { return };
+        l.link.move_to(now, address, &mut self.rng);
+        if let Some(legs) = &mut l.coming {
+            legs.address = address;
+        }
+        for thread in 0..=self.config.data_threads {
+            self.install(Install::RelayMoved { thread, relay, address });
+        }
+        self.drain_link(now, i);
     }
 
     /// What `status` shows.
