@@ -88,8 +88,10 @@ nat-matrix: deps ## two machines behind each pair of NATs: how soon they talk di
 	$(call measuring,RUNS=$(or $(RUNS),5) PAIRS='$(PAIRS)' SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/nat-matrix,target/measured/nat-matrix.json)
 
 bench-migration: deps ## moves from relay to direct and back under traffic, RUNS=100 cuts (root)
-	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins
-	$(call measuring,RUNS=$(or $(RUNS),100) SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-migration,target/measured/migration.json)
+	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-sim -p shadowmesh-netns-tests --bins
+	@mkdir -p target/measured
+	target/release/validation-cost --report target/measured/validation.json
+	$(call measuring,RUNS=$(or $(RUNS),100) SHADOWMESH_BIN_DIR=$(CURDIR)/target/release target/release/measure-migration,target/measured/validation.json target/measured/migration.json)
 
 bench-tcp: deps ## speed where TCP 443 alone leaves, beside TLS and WebSocket by themselves, BENCH_ROUNDS=5 (root)
 	$(CARGO) build --release --locked -p shadowmesh -p shadowmesh-relay -p shadowmesh-netns-tests --bins

@@ -23,7 +23,8 @@ pub fn bound(d: Duration) -> u64 {
     }
 }
 
-/// Plays world number `seed`: one or two members that do no wrong, one to four that do, for half a minute to four.
+/// Plays world number `seed`: one or two members that do no wrong, one to four that do, for half a minute at most, or in
+/// one of fifty for four.
 ///
 /// # Errors
 /// The victim got more than that; panics say of other invariants.
@@ -31,7 +32,8 @@ pub fn play(seed: u64) -> Result<Outcome, String> {
     let mut bytes = [3; 32];
     bytes[..8].copy_from_slice(&seed.to_be_bytes());
     let mut dice = Rng::from_seed(bytes);
-    let (honest, hostile) = (1 + dice.below(2) as usize, 1 + dice.below(4) as usize);
+    let honest = if dice.below(4) == 0 { 2 } else { 1 };
+    let hostile = if dice.below(4) == 0 { 1 + dice.below(4) as usize } else { 1 };
     let weather = Weather {
         delay: Duration::from_millis(1 + dice.below(50)),
         jitter: Duration::from_millis(dice.below(30)),
@@ -60,7 +62,7 @@ pub fn play(seed: u64) -> Result<Outcome, String> {
         }
     };
     let began = w.now;
-    let rounds = 30 + dice.below(210);
+    let rounds = if dice.below(50) == 0 { 240 } else { 6 + dice.below(24) };
     for _ in 0..rounds {
         for n in honest..nodes {
             if dice.below(3) == 0 {
@@ -121,7 +123,7 @@ mod tests {
     /// A few of the worlds that `make no-flood` plays; in some the victim is asked. [P-BUDGET]
     #[test]
     fn a_few_worlds() {
-        let got: u64 = (0..40).map(|seed| play(seed).unwrap_or_else(|e| panic!("{seed}: {e}")).joined).sum();
-        assert!(got > 40, "{got} packets to victims in 40 worlds");
+        let got: u64 = (0..100).map(|seed| play(seed).unwrap_or_else(|e| panic!("{seed}: {e}")).joined).sum();
+        assert!(got > 100, "{got} packets to victims in 100 worlds");
     }
 }
