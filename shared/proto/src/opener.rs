@@ -71,8 +71,8 @@ pub struct Opener {
     number: usize,
     openers: usize,
     lanes: Table<u32, Lane>,
-    /// By slot.
-    relays: Table<u32, Down>,
+    /// By slot. Each relay numbers its clients by itself, so that two may have given the same.
+    relays: Table<u32, Vec<Down>>,
     partial: Table<(PeerId, u32), Partial>,
     /// Hosts behind peers, where they were last told to be, and when.
     heard: Table<[u8; 6], (PeerId, Time)>,
@@ -107,8 +107,11 @@ impl Opener {
             }
             Install::RelayDown { relay, slot, key } => {
                 // The link before still receives: the relay sends there until it has heard of the new one.
-                self.relays.retain(|_, d| d.relay != relay || std::mem::take(&mut d.newest));
-                self.relays.insert(slot, Down { relay, key, newest: true });
+                self.relays.retain(|_, all| {
+                    all.retain_mut(|d| d.relay != relay || std::mem::take(&mut d.newest));
+                    !all.is_empty()
+                });
+                self.relays.entry(slot).or_default().push(Down { relay, key, newest: true });
             }
             other => return Some(other),
         }
@@ -159,8 +162,9 @@ impl Opener {
             Class::Data => self.open_data(now, snapshot, batch, Source::Udp(from), range),
             Class::ByRelay => {
                 let (header, _) = RelayHeader::parse(bytes)?;
-                let down = self.relays.get(&header.slot).ok_or(DropReason::UnknownSlot)?;
-                let (relay, handle) = (down.relay, check_down(&down.key, &header)?);
+                let downs = self.relays.get(&header.slot).ok_or(DropReason::UnknownSlot)?;
+                let from_it = |d: &Down| check_down(&d.key, &header).ok().map(|handle| (d.relay, handle));
+                let (relay, handle) = downs.iter().find_map(from_it).ok_or(DropReason::BadMac)?;
                 let inner = range.start + RELAY_HEADER..range.end;
                 if handle == TO_RELAY {
                     return upcall(batch, RawUpcall::FromRelay { relay, packet: inner });
@@ -382,5 +386,43 @@ mod tests {
         for cut in [&[][..], &[0x80], &header[..]] {
             assert_eq!(opener.other_owner(cut), None);
         }
+    }
+
+    /// Two relays may have given the same slot: each packet is known by its relay's key.
+    #[test]
+    fn one_slot_at_two_relays() {
+        let key = |n| Secret::new([n; 32]);
+        let mut opener = Opener::new();
+        for relay in [0, 1] {
+            assert!(opener.install(Install::RelayDown { relay, slot: 9, key: key(relay as u8) }).is_none());
+        }
+        let prefixes = crate::MeshPrefixes { subnet4: ([10, 0, 0, 0].into(), 8), prefix6: [0; 8] };
+        let own = crate::Guard { mac: [2; 6], ipv4: None, ipv6: [0; 16].into(), bridge: None };
+        let snapshot = Snapshot {
+            version: 0,
+            mtu: 1500,
+            prefixes,
+            own,
+            peers: Table::default(),
+            macs: Table::default(),
+            stations: Table::default(),
+            bridges: vec![],
+            flood: vec![],
+            unreached: false,
+        };
+        let from = SocketAddr::from(([192, 0, 2, 1], 443));
+        for (n, of) in [(0, Some(0)), (1, Some(1)), (2, None)] {
+            let mut leg = crate::relay_leg::RelayLeg::new(from, 9, 0, key(n));
+            let mut batch = RxBatch::new(4096);
+            assert!(batch.push(from, &leg.wrap(TO_RELAY, &[0x80; 40])));
+            opener.open_datagrams(Time(0), &snapshot, &mut batch);
+            let heard: Vec<_> = batch.upcalls().collect();
+            let by = heard.iter().map(|u| match u {
+                crate::batch::Upcall::FromRelay { relay, .. } => *relay,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(by.collect::<Vec<_>>(), of.into_iter().collect::<Vec<_>>());
+        }
+        assert_eq!(opener.drops.get(DropReason::BadMac), 1);
     }
 }

@@ -37,7 +37,8 @@ fn the_other_relay_takes_over() {
     };
     wait_until("both relays", SECONDS(10), || both_up(&a));
     let url = a.must(&["invite", "b"]).trim().to_owned();
-    b.must(&["join", &url, "--name", "b"]);
+    let (code, said) = b.say(&["join", &url, "--name", "b"]);
+    assert_eq!(code, 0, "{said}\n{}\n{}", a.log(), b.log());
     wait_until("both relays", SECONDS(10), || both_up(&b));
     b.host.must_reach(&a.address(), 10);
     let via = || a.path_to(&b).filter(|p| p.path == "relay").map(|p| p.via);
