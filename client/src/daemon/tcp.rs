@@ -2,7 +2,7 @@
 //! does not come to stand by UDP, and goes back when UDP does.
 //!
 //! ```text
-//!   by UDP --- not up for 400 ms ---> a tunnel stands ---> by TCP --- a HELLO by UDP is answered ---> by UDP
+//!   by UDP --- not up for 300 ms ---> a tunnel stands ---> by TCP --- a HELLO by UDP is answered ---> by UDP
 //! ```
 
 use crate::engine::Engine;
@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 /// A link that does not stand by UDP after so long is tried by TCP, too.
-const BESIDE: Duration = Duration::from_millis(400);
+const BESIDE: Duration = Duration::from_millis(300);
 /// One that does not stand by TCP either goes back to UDP.
 const SILENT: Duration = Duration::from_secs(5);
 /// Between looks, while all is well and while it is not.
@@ -35,6 +35,8 @@ const PROBE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
 /// A question is sent again after this, and given up after twice this.
 const REPEAT: Duration = Duration::from_millis(400);
+/// The same while the link does not stand: who is further away is reached by UDP a little later.
+const QUICK: Duration = Duration::from_millis(150);
 /// A tunnel stays for so long after UDP took over: what is under way in it arrives, and it is there to go back to.
 const KEPT: Duration = Duration::from_secs(10);
 
@@ -221,11 +223,11 @@ impl Way {
     }
 
     /// Asks by UDP.
-    fn ask(&mut self, keeper: &Keeper, relay: &RelayStatus) {
+    fn ask(&mut self, keeper: &Keeper, relay: &RelayStatus, repeat: Duration) {
         let (done, receiver) = oneshot::channel();
         let (id, place, to, woken) = (relay.relay, relay.place.clone(), self.udp, keeper.woken.clone());
         tokio::spawn(async move {
-            let _nobody_waits_any_more = done.send(answers(id, &place, to).await);
+            let _nobody_waits_any_more = done.send(answers(id, &place, to, repeat).await);
             woken.notify_one();
         });
         self.probe = Some(receiver);
@@ -298,7 +300,7 @@ impl Way {
             self.begin(keeper, relay);
             if !known && self.udp.is_some() && down < SILENT {
                 self.asked = true;
-                self.ask(keeper, relay);
+                self.ask(keeper, relay, QUICK);
             }
         }
         None
@@ -330,7 +332,7 @@ impl Way {
             }
         }
         if self.probe.is_none() && now >= self.probe_at {
-            self.ask(keeper, relay);
+            self.ask(keeper, relay, REPEAT);
         }
         // A name that was resolved anew, or a link that was made anew.
         local.filter(|l| relay.address != Some(*l))
@@ -339,7 +341,12 @@ impl Way {
 
 /// From where the relay answers by UDP, if it does. It is asked with a HELLO, which it answers without keeping anything,
 /// and whose answer nobody makes who does not know the relay.
-async fn answers(relay: NodeId, place: &HostPort, to: Option<SocketAddr>) -> Option<SocketAddr> {
+async fn answers(
+    relay: NodeId,
+    place: &HostPort,
+    to: Option<SocketAddr>,
+    repeat: Duration,
+) -> Option<SocketAddr> {
     let to = match to {
         Some(to) => to,
         None => lookup_host((place.host(), place.port())).await.ok()?.next()?,
@@ -361,7 +368,7 @@ async fn answers(relay: NodeId, place: &HostPort, to: Option<SocketAddr>) -> Opt
     let mut buffer = [0; 2048];
     for _ in 0..2 {
         let _lost = socket.send(&hello).await;
-        if let Ok(Ok(n)) = timeout(REPEAT, socket.recv(&mut buffer)).await
+        if let Ok(Ok(n)) = timeout(repeat, socket.recv(&mut buffer)).await
             && initiator.handle(now(), buffer.get(..n).unwrap_or_default(), &mut rng).is_ok()
         {
             return Some(to);
