@@ -572,7 +572,9 @@ impl Node {
         if let Some(s) = peer.sending.and_then(|id| peer.session_mut(id)) {
             s.switch_lanes();
         }
-        let (node, validated, moved) = (peer.node, next.validated, now.since(next.since));
+        let (node, validated) = (peer.node, next.validated);
+        // One that was there before has not waited.
+        let moved = if validated.is_zero() { Duration::ZERO } else { now.since(next.since) };
         self.dirty = true;
         self.events.push_back(Event::PathChanged { peer: node, route, why, validated, moved });
         self.publish();

@@ -116,7 +116,7 @@ pub enum Event {
         route: Route,
         /// Why, in words.
         why: &'static str,
-        /// How long its validation took.
+        /// How long its validation took; zero for one that needed none.
         validated: Duration,
         /// And from then until it carried.
         moved: Duration,
