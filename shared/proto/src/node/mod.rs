@@ -11,6 +11,7 @@ mod alive;
 mod answer;
 mod aside;
 mod budget;
+mod carrying;
 mod direct;
 mod driver;
 mod farewell;

@@ -1,6 +1,6 @@
 //! A peer as the control half knows it: its sessions, its opening, what waits for it.
 
-use super::direct::{Carrying, Flaps};
+use super::carrying::{Carrying, Flaps};
 use super::path_mtu::PathMtu;
 use super::paths::Paths;
 use super::punch::Punch;
