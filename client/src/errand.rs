@@ -111,7 +111,7 @@ pub fn run<M: Machine>(
     let waker = Waker::new().map_err(|e| Problem::failed(e.to_string()))?;
     let mut ways: Vec<Beside> = relays.into_iter().map(|r| Beside::new(r, &waker)).collect();
     let clock = Clock::new();
-    let now = || Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX));
+    let now = || Time(0) + clock.now();
     let broken = |e: std::io::Error| Problem::failed(format!("the network cannot be used: {e}"));
     let seed = *Secret::<32>::random().expose();
     let mut machine = make(Start { now: now(), unix: clock.unix(), seed });

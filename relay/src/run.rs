@@ -165,7 +165,7 @@ fn bind_stun(main: &[SocketAddr], wanted: StunPort) -> Result<Option<Udp>, Probl
 }
 
 fn time(clock: &Clock) -> Time {
-    Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX))
+    Time(0) + clock.now()
 }
 
 fn signals() -> nix::Result<SignalFd> {

@@ -6,6 +6,7 @@
 use shadowmesh_crypto::kdf::mac8;
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_host::wake::Waker;
+use shadowmesh_relay_core::prefix;
 use shadowmesh_wire::stream::{self, LENGTH, MAX_MESSAGE};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -28,22 +29,6 @@ pub fn is_stream(address: &SocketAddr) -> bool {
         IpAddr::V6(ip) => address.port() == 0 && ip.octets()[0] == 0 && ip.octets()[7] == MARK,
         IpAddr::V4(_) => false,
     }
-}
-
-/// What limits go by: an IPv4 address, an IPv6 /56.
-pub fn prefix(ip: IpAddr) -> [u8; 8] {
-    let mut out = [0; 8];
-    match ip {
-        IpAddr::V4(a) => {
-            out[..4].copy_from_slice(&a.octets());
-            out[7] = 4;
-        }
-        IpAddr::V6(a) => {
-            out[..7].copy_from_slice(&a.octets()[..7]);
-            out[7] = 6;
-        }
-    }
-    out
 }
 
 /// The address of a connection: seven bytes that stand for the prefix that it comes from, since the core counts clients

@@ -2,7 +2,7 @@
 //! packet loop (`streams.rs`), and what that sends goes out. Who does not know the relay's NodeId finds a web server
 //! without a page. [P-TCP]
 
-use crate::streams::{Hub, Place, prefix};
+use crate::streams::{Hub, Place};
 use crate::tls::Tls;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::Full;
@@ -17,6 +17,7 @@ use shadowmesh_crypto::secret::Secret;
 use shadowmesh_host::clock::Clock;
 use shadowmesh_proto::Time;
 use shadowmesh_proto::handshake::{Limits, Source};
+use shadowmesh_relay_core::prefix;
 use shadowmesh_wire::stream::MAX_MESSAGE;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::collections::HashMap;
@@ -169,7 +170,7 @@ impl Door {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let prefix = prefix(from.ip());
         let here = inside.each.get(&prefix).copied().unwrap_or(0);
-        let now = Time(u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX));
+        let now = Time(0) + self.clock.now();
         let full = inside.all >= self.bounds.connections || here >= self.bounds.each;
         if full || !inside.rate.allow(now, &Source::Udp(from)) {
             return None;

@@ -10,7 +10,7 @@ use shadowmesh_host::netlink::{
     DefaultRoute, InterfaceAddress, Netlink, NetlinkError, Scope, gateway_of, source_for,
 };
 use shadowmesh_identity::{Name, address};
-use shadowmesh_wire::candidate::{Candidate, CandidateKind};
+use shadowmesh_wire::candidate::{Candidate, CandidateKind, is_special};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -181,17 +181,9 @@ fn look_for(
 /// The addresses that others may be able to send to.
 fn usable(mut addresses: Vec<InterfaceAddress>, own: &Own) -> Vec<InterfaceAddress> {
     addresses.retain(|a| {
-        let special = match a.ip {
-            IpAddr::V4(ip) => {
-                ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_unspecified()
-            }
-            IpAddr::V6(ip) => {
-                ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified()
-            }
-        };
         let reaches = matches!(a.scope, Scope::Global | Scope::Site);
         let stands = !a.tentative && !a.duplicate && !a.deprecated;
-        !special && reaches && stands && !own.interfaces.contains(&a.interface) && !own.holds(a.ip)
+        !is_special(a.ip) && reaches && stands && !own.interfaces.contains(&a.interface) && !own.holds(a.ip)
     });
     addresses
 }
@@ -240,7 +232,7 @@ fn basis(
 }
 
 /// Behind a router, or behind a provider's (RFC 1918, RFC 6598).
-fn is_private(ip: Ipv4Addr) -> bool {
+pub(super) fn is_private(ip: Ipv4Addr) -> bool {
     ip.is_private() || overlaps((ip, 32), (Ipv4Addr::new(100, 64, 0, 0), 10))
 }
 

@@ -9,6 +9,7 @@ mod words;
 pub use behaviour::told;
 pub use words::report;
 
+use super::candidates::is_private;
 use super::mapping::MappingState;
 use behaviour::{Came, Depends, Seen, filtering, mapping, outside};
 use shadowmesh_control::Netcheck;
@@ -17,6 +18,7 @@ use shadowmesh_host::netlink::source_for;
 use shadowmesh_identity::{HostPort, RelayUrl};
 use shadowmesh_proto::RelayStatus;
 use shadowmesh_stun::{Change, MAX, Response, parse_response, request};
+use shadowmesh_wire::candidate::is_special;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -250,25 +252,17 @@ fn at(server: SocketAddr, port: u16) -> SocketAddr {
 /// nobody is made to send where he could not himself.
 fn is_another(main: SocketAddr, other: SocketAddr) -> bool {
     let private = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => ip.is_private() || (ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),
+        IpAddr::V4(ip) => is_private(ip),
         IpAddr::V6(ip) => ip.is_unique_local(),
-    };
-    let special = match other.ip() {
-        IpAddr::V4(ip) => {
-            ip.is_unspecified()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-        }
-        IpAddr::V6(ip) => {
-            ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast()
-        }
     };
     let local = main.ip().is_loopback() && other.ip().is_loopback();
     let same_family = main.is_ipv4() == other.is_ipv4();
     let inside = private(other.ip()) && !private(main.ip());
-    same_family && other.ip() != main.ip() && other.port() != 0 && (!special || local) && !inside
+    same_family
+        && other.ip() != main.ip()
+        && other.port() != 0
+        && (!is_special(other.ip()) || local)
+        && !inside
 }
 
 /// Asks the other ports and addresses of who has answered, by the socket that he has seen.

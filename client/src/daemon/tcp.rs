@@ -352,7 +352,7 @@ async fn answers(
         None => lookup_host((place.host(), place.port())).await.ok()?.next()?,
     };
     let clock = Clock::new();
-    let now = || Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX));
+    let now = || Time(0) + clock.now();
     let config = InitiatorConfig {
         contact: Contact::relay(&relay.0),
         leaf: None,

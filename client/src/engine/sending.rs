@@ -148,5 +148,5 @@ impl Sending {
 
 /// The time that the core is given.
 pub fn now(clock: &Clock) -> Time {
-    Time(u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX))
+    Time(0) + clock.now()
 }

@@ -201,9 +201,9 @@ impl Bucket {
 }
 
 /// What limits are keyed by: an IPv4 address, an IPv6 /56.
-pub(crate) fn prefix(address: &SocketAddr) -> [u8; 8] {
+pub fn prefix(ip: IpAddr) -> [u8; 8] {
     let mut out = [0; 8];
-    match address.ip() {
+    match ip {
         IpAddr::V4(a) => out[..4].copy_from_slice(&a.octets()),
         IpAddr::V6(a) => {
             // The eighth byte tells the families apart; a /56 leaves it free.

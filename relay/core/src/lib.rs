@@ -20,6 +20,7 @@ mod session;
 mod slots;
 mod stun;
 
+pub use client::prefix;
 pub use config::Config;
 pub use durable::{BadState, Durable};
 pub use metrics::Metrics;

@@ -219,7 +219,7 @@ impl Relay {
         key: Option<&kem::PublicKey>,
     ) -> Result<(), DropReason> {
         let anonymous = !scope.is_current();
-        let (named, nameless) = self.prefixes.get(&prefix(&from)).copied().unwrap_or_default();
+        let (named, nameless) = self.prefixes.get(&prefix(from.ip())).copied().unwrap_or_default();
         let (here, most) = if anonymous {
             (nameless, self.config.max_anonymous_per_prefix)
         } else {

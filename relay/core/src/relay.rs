@@ -403,7 +403,7 @@ impl Relay {
     }
 
     pub(crate) fn count_prefix(&mut self, address: &SocketAddr, anonymous: bool, up: bool) {
-        let key = prefix(address);
+        let key = prefix(address.ip());
         let entry = self.prefixes.entry(key).or_default();
         let n = if anonymous { &mut entry.1 } else { &mut entry.0 };
         *n = if up { *n + 1 } else { n.saturating_sub(1) };

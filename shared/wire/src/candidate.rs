@@ -42,6 +42,23 @@ impl Mapping {
     }
 }
 
+/// An address that leads to no one other machine, wherever it is told (RFC 6890): unspecified, loopback, link-local,
+/// multicast or IPv4 broadcast.
+pub fn is_special(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            ip.is_unspecified()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast()
+        }
+    }
+}
+
 /// A candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Candidate {

@@ -91,7 +91,7 @@ impl Clients {
 
     /// Now.
     pub fn now(&self) -> Time {
-        Time(self.clock.now().as_nanos() as u64)
+        Time(0) + self.clock.now()
     }
 
     /// One more client, whose socket is bound to `local`.

@@ -104,13 +104,14 @@ impl Budget {
     }
 
     fn room(&mut self, now: Time, peer: PeerId) -> bool {
-        let of_peer = |a: &&Account| a.peer == peer;
-        if self.accounts.len() < MAX_ADDRESSES && self.accounts.values().filter(of_peer).count() < MAX_OF_PEER
-        {
-            return true;
+        let has_room = |accounts: &HashMap<_, Account>| {
+            let of_peer = accounts.values().filter(|a| a.peer == peer).count();
+            accounts.len() < MAX_ADDRESSES && of_peer < MAX_OF_PEER
+        };
+        if !has_room(&self.accounts) {
+            self.accounts.retain(|_, a| !a.is_over(now));
         }
-        self.accounts.retain(|_, a| !a.is_over(now));
-        self.accounts.len() < MAX_ADDRESSES && self.accounts.values().filter(of_peer).count() < MAX_OF_PEER
+        has_room(&self.accounts)
     }
 }
 

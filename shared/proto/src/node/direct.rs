@@ -11,7 +11,7 @@ use crate::snapshot::{PeerId, Route, SessionId};
 use crate::time::earlier;
 use shadowmesh_identity::{Fact, NodeId};
 use shadowmesh_wire::DropReason;
-use shadowmesh_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping};
+use shadowmesh_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping, is_special};
 use shadowmesh_wire::control::Control;
 use shadowmesh_wire::data::{FRAME_OVERHEAD, Kind, Probe};
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +33,11 @@ impl super::Peer {
     /// No path without relay carries.
     pub(super) fn is_looking(&self) -> bool {
         matches!(self.route, Some(Route::Relay { .. }))
+    }
+
+    /// It carries, or might.
+    fn has_path(&self, route: &Route) -> bool {
+        self.route.as_ref() == Some(route) || self.paths.resting.iter().any(|r| r.route == *route)
     }
 
     /// When something of its paths is due.
@@ -80,10 +85,7 @@ impl Node {
 
     /// Does a path to a member go there, or might one soon?
     pub fn has_path(&self, to: &SocketAddr) -> bool {
-        let route = Some(Route::Udp(*to));
-        let to_it =
-            |p: &super::Peer| p.route == route || p.paths.resting.iter().any(|r| Some(r.route) == route);
-        self.peers.iter().any(to_it)
+        self.peers.iter().any(|p| p.has_path(&Route::Udp(*to)))
     }
 
     /// What `why` shows.
@@ -129,7 +131,7 @@ impl Node {
         self.publish();
     }
 
-    /// Does the node look for paths without relay?
+    /// What members are to be told: of this machine's own addresses, and of what relays see.
     pub(super) fn refresh_candidates(&mut self, now: Time) {
         let mut list = vec![];
         if self.config.direct {
@@ -162,24 +164,12 @@ impl Node {
 
     /// May a member be asked for there? Never inside the mesh, nor where only this machine is.
     fn is_acceptable(&self, a: &SocketAddr) -> bool {
-        let place = match a.ip() {
-            IpAddr::V4(ip) => {
-                !(ip.is_unspecified()
-                    || ip.is_loopback()
-                    || ip.is_multicast()
-                    || ip.is_broadcast()
-                    || ip.is_link_local()
-                    || self.snapshot.prefixes.holds4(ip))
-            }
-            IpAddr::V6(ip) => {
-                !(ip.is_unspecified()
-                    || ip.is_loopback()
-                    || ip.is_multicast()
-                    || ip.is_unicast_link_local()
-                    || self.snapshot.prefixes.holds6(ip))
-            }
+        let inside = match a.ip() {
+            IpAddr::V4(ip) => self.snapshot.prefixes.holds4(ip),
+            IpAddr::V6(ip) => self.snapshot.prefixes.holds6(ip),
         };
-        place && a.port() != 0 && !self.own_candidates.iter().any(|c| c.address == *a)
+        let own = self.own_candidates.iter().any(|c| c.address == *a);
+        !is_special(a.ip()) && !inside && a.port() != 0 && !own
     }
 
     /// How a peer is reached without a path that was validated: by its configured address, or a relay that its leaf names.
@@ -282,6 +272,7 @@ impl Node {
         self.consider(now, p);
     }
 
+    /// Does the node look for paths without relay?
     fn is_enabled(&self) -> bool {
         self.config.direct && !self.revoked_self
     }
@@ -376,8 +367,7 @@ impl Node {
     pub(super) fn path_used(&mut self, now: Time, p: PeerId, id: SessionId, source: Source) {
         let peer = &mut self.peers[p as usize];
         let (Source::Udp(from), route) = (source, source.route()) else { return };
-        let known = peer.route == Some(route) || peer.paths.resting.iter().any(|r| r.route == route);
-        if known || !self.config.direct || peer.sending != Some(id) {
+        if peer.has_path(&route) || !self.config.direct || peer.sending != Some(id) {
             return;
         }
         if let Some(challenge) = peer.paths.ask_back(now, from, &mut self.rng) {
@@ -389,7 +379,7 @@ impl Node {
     /// A path answers: what it takes is found out, then it may carry.
     fn validated(&mut self, now: Time, p: PeerId, route: Route, took: Duration) {
         let peer = &mut self.peers[p as usize];
-        if peer.route == Some(route) || peer.paths.resting.iter().any(|r| r.route == route) {
+        if peer.has_path(&route) {
             return;
         }
         let mut mtu = PathMtu::of_peer(&peer.path);
