@@ -74,6 +74,8 @@ pub(crate) struct Client {
     windows: [Option<Box<Window>>; THREADS],
     sent: u64,
     probe: Option<Probe>,
+    /// It is elsewhere than where its session was made.
+    pub moved: bool,
 }
 
 /// What makes a client.
@@ -117,6 +119,7 @@ impl Client {
             windows: Default::default(),
             sent: 0,
             probe: None,
+            moved: false,
         }
     }
 
@@ -159,6 +162,7 @@ impl Client {
         if holds {
             self.probe = None;
             self.address = from;
+            self.moved = true;
         }
         holds
     }

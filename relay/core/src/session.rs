@@ -47,6 +47,7 @@ impl Relay {
         let (kind, body) = client.rx.open_in_place(now, packet)?;
         let body = packet.get(body).ok_or(DropReason::Truncated)?;
         let (slot, confirmed, moved) = (header.slot, client.confirmed, client.address != from);
+        let was_moved = client.moved && !moved;
         if !confirmed {
             self.confirm(now, slot)?;
         }
@@ -58,6 +59,10 @@ impl Relay {
                 Ping::parse(body)?;
                 if !challenged {
                     self.send(slot, from, Kind::Pong, body);
+                }
+                if was_moved {
+                    // When it was told so, that may have been lost.
+                    self.send_control(slot, from, &Control::Observed(from));
                 }
                 Ok(())
             }

@@ -263,8 +263,12 @@ fn rebinding_only_after_a_challenge() {
     assert!(t.sent.iter().all(|(to, _)| *to == new));
     assert_eq!(t.peers[a].got.last().unwrap().1, b"y");
     assert_eq!(t.peers[a].ups, 1);
-    // And it is told where it is.
+    // And it is told where it is: again with each keepalive, since that may have been lost.
     assert!(t.peers[a].controls.contains(&Control::Observed(new)));
+    t.peers[a].controls.clear();
+    t.run(60 * SECOND);
+    assert!(t.peers[a].controls.contains(&Control::Observed(new)));
+    assert!(t.peers[b].controls.iter().all(|c| !matches!(c, Control::Observed(_))));
 }
 
 /// Where a member is, is told to members of its network alone. [P-PUNCH]

@@ -477,6 +477,8 @@ impl Internet {
             r.inside = place.address.clone();
             if matches!(r.kind, NatKind::FullCone | NatKind::AddressRestricted) {
                 r.host.nft(&r.kind.rules(&r.outside, &r.inside, false));
+                // Their mappings keep the port, which what went on from the old address would hold for a while.
+                r.host.run("conntrack", &["-F"]);
             }
         }
     }

@@ -261,6 +261,51 @@ fn a_nat_restarts() {
     }
 }
 
+/// Whoever changes networks again and again does not wait for it longer each time. [P-FALLBACK]
+#[test]
+fn many_changes_of_network() {
+    let mut w = sheltered(6, &[NatKind::PORT_RESTRICTED], &[NatKind::FULL_CONE], Weather::CALM);
+    until_direct(&mut w, Duration::from_secs(1)).expect("a direct path");
+    for i in 0..10 {
+        let now = w.now;
+        if i % 2 == 0 {
+            w.nats.get_mut(&0).expect("a NAT")[0].restart();
+        }
+        w.nodes[0].endpoint.node.network_changed(now);
+        w.drain(0);
+        w.run(50 * MS);
+        let took = until_direct(&mut w, Duration::from_secs(3));
+        assert!(took.is_some_and(|t| t < 700 * MS), "change {i}: {took:?} {:?}", w.events);
+    }
+}
+
+/// A path that becomes slower than the relay is left, unless the relay is as slow by now. [P-FALLBACK]
+#[test]
+fn a_path_that_becomes_slow() {
+    for relay_too in [false, true] {
+        let mut w = World::new(7, setup(2), Weather::CALM);
+        until_direct(&mut w, Duration::from_secs(1)).expect("a direct path");
+        let flow = |w: &mut World, seconds: u64| {
+            for _ in 0..seconds * 50 {
+                w.send(0, 1, 500);
+                w.send(1, 0, 500);
+                w.run(20 * MS);
+            }
+        };
+        flow(&mut w, 3);
+        w.delay.insert((address(0), address(1)), 50 * MS);
+        if relay_too {
+            (0..2).for_each(|n| {
+                w.delay.insert((address(n), relay_address()), 25 * MS);
+            });
+        }
+        flow(&mut w, 5);
+        assert!(is_direct(&w, 0, 1), "left for a few slow answers: {:?}", w.events);
+        flow(&mut w, 10);
+        assert_eq!(is_direct(&w, 0, 1), relay_too, "{:?}", w.events);
+    }
+}
+
 /// Without a relay and without frames a path is kept open, with no more than NATs need.
 #[test]
 fn an_idle_path_stays() {

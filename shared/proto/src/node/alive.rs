@@ -17,6 +17,13 @@ const DEAD: u32 = 20;
 /// Between repeats of the roster's state, when both sides agree.
 pub(super) const SYNC: Duration = Duration::from_secs(20);
 
+/// A ping that nobody asked for.
+pub(super) fn ping(now: Time) -> Vec<u8> {
+    let mut body = vec![];
+    Ping { id: 0, stamp: now.0 }.emit(&mut body);
+    body
+}
+
 impl Node {
     /// Pings: for the RTT and for life. Often while the session is used and silent.
     pub(super) fn keepalive(&mut self, now: Time, p: PeerId) {
@@ -54,9 +61,7 @@ impl Node {
             self.open(now, p);
         }
         if let Some(id) = self.peers[i].sending {
-            let mut body = vec![];
-            Ping { id: 0, stamp: now.0 }.emit(&mut body);
-            self.send_kind(p, id, Kind::Ping, &body);
+            self.send_kind(p, id, Kind::Ping, &ping(now));
         }
     }
 

@@ -29,6 +29,10 @@ pub(super) struct Carrying {
     pub samples: u32,
     pub low: Duration,
     pub slow: u32,
+    /// What the relay's path took since the first of those.
+    pub relayed: Option<Duration>,
+    /// The ping that the last of them came by: every report echoes it until there is another one.
+    pub echoed: u32,
 }
 
 impl Carrying {
@@ -42,6 +46,8 @@ impl Carrying {
             samples: 0,
             low: Duration::MAX,
             slow: 0,
+            relayed: None,
+            echoed: 0,
         }
     }
 
@@ -94,5 +100,10 @@ impl Flaps {
         }
         self.until = now + self.wait;
         self.wait = (self.wait * 2).clamp(FIRST_HOLD, MAX_HOLD);
+    }
+
+    /// One side is elsewhere now: its paths are other ones than those that were lost.
+    pub fn forget(&mut self, now: Time) {
+        (self.wait, self.until) = (Duration::ZERO, now);
     }
 }

@@ -1,6 +1,7 @@
 //! Sessions start by a relay and move to a path that needs none as soon as one is proved; they go back the moment it
 //! dies. Which path carries, and why. [P-VALIDATE] [P-MOVE] [P-FALLBACK]
 
+use super::alive::ping;
 use super::carrying::{Carrying, MAX_HOLD};
 use super::path_mtu::PathMtu;
 use super::paths::{Ask, Resting};
@@ -123,6 +124,7 @@ impl Node {
             }
             self.peers[p as usize].paths.forget();
             self.path_lost(now, p, "this machine's network has changed");
+            self.peers[p as usize].flaps.forget(now);
             self.peers[p as usize].next_ping = now;
             if self.config.direct {
                 self.peers[p as usize].paths.begin_round(now);
@@ -159,6 +161,7 @@ impl Node {
         self.candidates_number += 1;
         for peer in self.peers.iter_mut().filter(|p| p.sending.is_some()) {
             peer.paths.tell(now);
+            peer.flaps.forget(now);
         }
     }
 
@@ -301,6 +304,7 @@ impl Node {
                 let told = (number, heard, list);
                 paths.mapping = mapping;
                 if paths.told(now, self.candidates_number, told, |a| enabled && acceptable.contains(a)) {
+                    self.peers[p as usize].flaps.forget(now);
                     self.tell_candidates(p);
                 }
                 self.paths_timeout(now, p);
@@ -485,17 +489,35 @@ impl Node {
         peer.measured(rtt);
         peer.carrying.samples += 1;
         peer.carrying.low = peer.carrying.low.min(rtt);
-        let by_relay = |r: &&Resting| matches!(r.route, Route::Relay { .. });
-        let relayed = peer.paths.resting.iter().find(by_relay).and_then(|r| r.rtt);
-        if !peer.is_looking() && relayed.is_some_and(|r| is_slow(rtt, r)) {
-            peer.carrying.slow += 1;
-            if peer.carrying.slow >= SLOW {
-                self.path_lost(now, p, "the direct path has become slower than the relay");
-                let flaps = &mut self.peers[p as usize].flaps;
-                flaps.until = flaps.until.max(now + MAX_HOLD);
+        let relay = peer.paths.resting.iter().find(|r| matches!(r.route, Route::Relay { .. }));
+        let relay = relay.filter(|_| !peer.is_looking()).map(|r| (r.route, r.rtt));
+        let slower = |(route, before): (Route, Option<Duration>)| {
+            let relayed = peer.carrying.relayed.or(before)?;
+            is_slow(rtt, relayed).then_some(route)
+        };
+        let Some(route) = relay.and_then(slower) else {
+            (peer.carrying.slow, peer.carrying.relayed) = (0, None);
+            return;
+        };
+        peer.carrying.slow += 1;
+        if peer.carrying.slow >= SLOW && peer.carrying.relayed.is_some() {
+            self.path_lost(now, p, "the direct path has become slower than the relay");
+            let flaps = &mut self.peers[p as usize].flaps;
+            flaps.until = flaps.until.max(now + MAX_HOLD);
+        } else if let Some(id) = peer.sending {
+            // What the relay took is of long ago: what slows the one path may slow the other.
+            self.send_via(p, id, &route, Kind::Ping, &ping(now));
+        }
+    }
+
+    /// A round trip on a path that does not carry.
+    pub(super) fn resting_measured(&mut self, p: PeerId, route: &Route, rtt: Duration) {
+        let peer = &mut self.peers[p as usize];
+        if let Some(r) = peer.paths.resting.iter_mut().find(|r| r.route == *route) {
+            r.rtt = Some(rtt);
+            if matches!(route, Route::Relay { .. }) && peer.carrying.slow > 0 {
+                peer.carrying.relayed = Some(rtt);
             }
-        } else {
-            peer.carrying.slow = 0;
         }
     }
 }

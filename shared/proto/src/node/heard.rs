@@ -45,9 +45,13 @@ impl Node {
         match plain.kind {
             Kind::Ping => {
                 let ping = Ping::parse(&plain.body)?;
-                self.peers[p as usize].echo = ((ping.stamp / 1000) as u32, now);
                 // While reports go out, the next one echoes it. Else by the way that it came, so that it measures one path.
-                let echoed = now.since(self.peers[p as usize].reported_at) < REPORTED;
+                let peer = &mut self.peers[p as usize];
+                let carries = peer.route == Some(plain.source.route());
+                let echoed = carries && now.since(peer.reported_at) < REPORTED;
+                if carries {
+                    peer.echo = ((ping.stamp / 1000) as u32, now);
+                }
                 if ping.id != 0 || !echoed {
                     self.answer_by(p, id, plain.source, Kind::Pong, &plain.body);
                 }
@@ -57,8 +61,11 @@ impl Node {
                 let rtt = now.since(Time(ping.stamp));
                 let peer = &self.peers[p as usize];
                 let node = peer.node;
-                if peer.route == Some(plain.source.route()) && Time(ping.stamp) >= peer.carrying.since {
+                let route = plain.source.route();
+                if peer.route == Some(route) && Time(ping.stamp) >= peer.carrying.since {
                     self.path_measured(now, p, rtt);
+                } else if peer.route != Some(route) {
+                    self.resting_measured(p, &route, rtt);
                 }
                 if ping.id != 0 {
                     self.events.push_back(Event::Pong { peer: node, id: ping.id, rtt, source: plain.source });
@@ -67,8 +74,9 @@ impl Node {
             Kind::Report => {
                 let report = Report::parse(&plain.body)?;
                 let asked = Duration::from_micros(u64::from(now.micros32().wrapping_sub(report.echo)));
-                let peer = &self.peers[p as usize];
-                if report.echo != 0 && asked <= now.since(peer.carrying.since) {
+                let peer = &mut self.peers[p as usize];
+                let again = std::mem::replace(&mut peer.carrying.echoed, report.echo) == report.echo;
+                if report.echo != 0 && !again && asked <= now.since(peer.carrying.since) {
                     let rtt = asked.saturating_sub(Duration::from_micros(report.held.into()));
                     if rtt < Duration::from_secs(60) {
                         self.path_measured(now, p, rtt);
