@@ -14,7 +14,7 @@ use shadowmesh_control::{Exit, Problem};
 use shadowmesh_host::clock::Clock;
 use shadowmesh_host::privilege::{self, DropOptions, PrivilegeError};
 use shadowmesh_host::ration::Ration;
-use shadowmesh_host::service::{Notice, notify};
+use shadowmesh_host::service::{Notice, notify, raise_session};
 use shadowmesh_host::store::{self, Dir};
 use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
@@ -46,6 +46,7 @@ const CLOCK_EVERY: Duration = Duration::from_secs(60);
 pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
     let config = config::read(paths, args.config.as_deref())?;
     logging::start(config.level, config.format);
+    raise_session();
     // Blocked for all threads to come, and read as packets are.
     let signals = signals().map_err(|e| Problem::failed(format!("signals cannot be received: {e}")))?;
     let loaded = state::load(paths)?;

@@ -30,7 +30,7 @@ use shadowmesh_host::clock::Clock;
 use shadowmesh_host::memory::forget_text;
 use shadowmesh_host::netlink::Netlink;
 use shadowmesh_host::privilege::{self, DropOptions};
-use shadowmesh_host::service::{Notice, notify};
+use shadowmesh_host::service::{Notice, notify, raise_session};
 use shadowmesh_host::store;
 use shadowmesh_identity::{HostPort, Name};
 use std::collections::BTreeMap;
@@ -80,6 +80,7 @@ pub fn run(paths: Paths) -> Result<(), Problem> {
     let config = Config::load(&paths.config)?;
     crate::tunnel::configure(config.http_proxy.clone());
     logging::start(&config.log);
+    raise_session();
     if let Some(parent) = paths.state.parent() {
         // Before others are shut out: as another user it has to pass through.
         std::fs::create_dir_all(parent).map_err(|e| cannot(parent, "made", &e))?;

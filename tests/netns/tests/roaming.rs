@@ -131,6 +131,10 @@ fn a_daemon_that_stood_still_for_a_minute() {
     stream.goes_on();
     let daemons = a.processes();
     assert_eq!(daemons.len(), 1);
+    // Beside busy sessions it gets its turn, where the kernel shares the processors so.
+    if let Ok(group) = std::fs::read_to_string(format!("/proc/{}/autogroup", daemons[0])) {
+        assert!(group.trim_end().ends_with("nice -10"), "{group}");
+    }
     let signal = |s| kill(Pid::from_raw(daemons[0] as i32), s).unwrap();
     signal(Signal::SIGSTOP);
     std::thread::sleep(SECONDS(60));

@@ -1,7 +1,8 @@
 //! `make bench-migration`: two machines behind port-restricted NATs, a relay 80 ms away, next to nothing between
 //! themselves. Under a numbered flow of 10,000 datagrams a second, in one direction or both, the direct path is cut one way
 //! or both: for how long nothing comes. Then it is mended: when they are direct again, and what the move lost, repeated and
-//! reordered. Then the same under a TCP stream. `RUNS` cuts (100).
+//! reordered. Then the same under a TCP stream. `RUNS` cuts (100), `RATE`
+//! datagrams a second.
 
 use std::time::Duration;
 
@@ -10,14 +11,14 @@ use shadowmesh_netns_tests::{
     watch,
 };
 
-/// Datagrams a second.
+/// Datagrams a second of each flow, if `RATE` says nothing else.
 const RATE: f64 = 10_000.0;
 /// The relay, one way; what comes by it is twice so long under way.
 const FAR: Duration = Duration::from_millis(40);
 /// What was under way for less came directly.
 const NEAR: Duration = Duration::from_millis(40);
 /// A flow goes on for so long before the cut, and after they are direct again.
-const STEADY: Duration = Duration::from_millis(500);
+const STEADY: Duration = Duration::from_secs(1);
 /// A path has carried for so long before it is cut.
 const CARRIED: Duration = Duration::from_secs(5);
 /// From the cut to the mend.
@@ -37,6 +38,8 @@ const COMBINATIONS: [(Direction, bool); 6] = [
 /// What came of a cut and a mend.
 #[derive(Debug)]
 struct Run {
+    /// Before the cut: what the machine loses without one.
+    steady: Counts,
     /// The longest time without a datagram, between cut and mend.
     gap: Duration,
     fallback: Counts,
@@ -52,6 +55,7 @@ struct Two {
     a: Machine,
     b: Machine,
     addresses: [String; 2],
+    rate: f64,
 }
 
 fn main() {
@@ -60,8 +64,16 @@ fn main() {
     let mut two = begin();
     let rtt = rtt_under_load(&two);
     println!(
-        "{:<12} {:>8} {:>9} {:>14} {:>11} {:>10} {:>6} {:>9}",
-        "CUT", "TRAFFIC", "GAP ms", "FALLBACK lost", "DIRECT ms", "MOVE lost", "TWICE", "OVERTAKEN"
+        "{:<12} {:>8} {:>11} {:>9} {:>14} {:>11} {:>10} {:>6} {:>9}",
+        "CUT",
+        "TRAFFIC",
+        "STEADY lost",
+        "GAP ms",
+        "FALLBACK lost",
+        "DIRECT ms",
+        "MOVE lost",
+        "TWICE",
+        "OVERTAKEN"
     );
     let mut found = vec![];
     for n in 0..runs {
@@ -91,12 +103,13 @@ fn begin() -> Two {
     println!("first frame after {:?}, direct after {:?}", met.first, met.direct);
     assert!(met.direct.is_some(), "no direct path: {:?}", met.paths);
     let addresses = [a.overlay(), b.overlay()];
-    Two { internet, a, b, addresses }
+    let rate = std::env::var("RATE").ok().and_then(|n| n.parse().ok()).unwrap_or(RATE);
+    Two { internet, a, b, addresses, rate }
 }
 
 /// The round trip by the direct path beside a flow, milliseconds.
 fn rtt_under_load(two: &Two) -> f64 {
-    let flow = Flow::start(&two.a.host, &two.b.host, &two.addresses[1], RATE);
+    let flow = Flow::start(&two.a.host, &two.b.host, &two.addresses[1], two.rate);
     let rtt = two.a.host.ping(&two.addresses[1], 20).median_ms();
     flow.stop();
     rtt
@@ -106,8 +119,8 @@ fn cut_and_mend(two: &mut Two, (direction, both): (Direction, bool)) -> Run {
     // One that is lost sooner is one that comes and goes, and is trusted ever later.
     std::thread::sleep(CARRIED);
     let (a, b, [to_a, to_b]) = (&two.a, &two.b, &two.addresses);
-    let mut flows = vec![Flow::start(&a.host, &b.host, to_b, RATE)];
-    flows.extend(both.then(|| Flow::start(&b.host, &a.host, to_a, RATE)));
+    let mut flows = vec![Flow::start(&a.host, &b.host, to_b, two.rate)];
+    flows.extend(both.then(|| Flow::start(&b.host, &a.host, to_a, two.rate)));
     std::thread::sleep(STEADY);
     // Each flow has a clock of its own.
     let times = |flows: &[Flow]| flows.iter().map(Flow::now).collect::<Vec<_>>();
@@ -125,6 +138,7 @@ fn cut_and_mend(two: &mut Two, (direction, both): (Direction, bool)) -> Run {
     let end = times(&flows);
     let flown: Vec<Flown> = flows.into_iter().map(Flow::stop).collect();
     let mut run = Run {
+        steady: Counts::default(),
         gap: Duration::ZERO,
         fallback: Counts::default(),
         first: None,
@@ -135,6 +149,7 @@ fn cut_and_mend(two: &mut Two, (direction, both): (Direction, bool)) -> Run {
         run.gap = run.gap.max(f.gap(cut[n], mended[n]));
         // What was under way by the relay when the path was mended may meet the move.
         let from = mended[n] - 4 * FAR;
+        add(&mut run.steady, f.counts(Duration::ZERO, cut[n].saturating_sub(NEAR)));
         add(&mut run.fallback, f.counts(cut[n], from));
         add(&mut run.moved, f.counts(from, end[n]));
         // What the relay did not carry before has not moved.
@@ -170,7 +185,8 @@ fn words((direction, both): (Direction, bool)) -> (&'static str, &'static str) {
 fn show(combination: (Direction, bool), run: &Run) {
     let (cut, traffic) = words(combination);
     println!(
-        "{cut:<12} {traffic:>8} {:>9.0} {:>14} {:>11} {:>10} {:>6} {:>9}",
+        "{cut:<12} {traffic:>8} {:>11} {:>9.0} {:>14} {:>11} {:>10} {:>6} {:>9}",
+        run.steady.lost,
         ms(run.gap),
         run.fallback.lost,
         run.first.or(run.direct).map_or("-".into(), |t| format!("{:.0}", ms(t))),
@@ -203,12 +219,16 @@ fn report(measured: &mut Measured, found: &[((Direction, bool), Run)]) {
             middle <= 300.0 && most <= 1000.0,
         );
     }
-    let mut all = [Counts::default(); 2];
+    let mut all = [Counts::default(); 3];
     for (_, run) in found {
         add(&mut all[0], run.fallback);
         add(&mut all[1], run.moved);
+        add(&mut all[2], run.steady);
     }
-    let [fallback, moved] = all.map(|c| (c.lost as f64, c.repeated as f64, c.overtaken as f64));
+    let steady = all[2];
+    let what = format!("of {} datagrams before the cuts: lost", steady.sent);
+    measured.line("steady-lost", &what, steady.lost as f64, "", "", true);
+    let [fallback, moved, _] = all.map(|c| (c.lost as f64, c.repeated as f64, c.overtaken as f64));
     measured.line("fallback-lost", &format!("datagrams lost in {runs} fallbacks"), fallback.0, "", "", true);
     measured.line(
         "fallback-twice",
