@@ -5,6 +5,7 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod errand;
+mod lan;
 pub mod logging;
 pub mod paths;
 pub mod state;

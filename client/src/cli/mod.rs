@@ -9,6 +9,7 @@ mod show;
 mod start;
 
 use crate::daemon;
+use crate::lan;
 use crate::paths::Paths;
 use crate::upnp;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -134,6 +135,12 @@ enum Command {
     /// Prints the manual page
     #[command(hide = true)]
     Man,
+    /// Announces a node on its LANs, for the daemon
+    #[command(hide = true)]
+    Lan {
+        /// What is announced
+        announced: String,
+    },
     /// Asks a router for a port, for the daemon
     #[command(hide = true)]
     Upnp {
@@ -261,6 +268,7 @@ fn run(cli: Cli, paths: Paths, printer: &Printer) -> Result<(), Problem> {
             clap_complete::generate(shell, &mut Cli::command(), "shadowmesh", &mut out);
             return settings::raw(&out);
         }
+        Command::Lan { announced } => return lan::main(&announced),
         Command::Upnp { asked } => return settings::raw(upnp::main(&asked)?.as_bytes()),
         Command::Man => {
             let mut out = vec![];
@@ -311,6 +319,7 @@ async fn asked(cli: Cli, paths: &Paths, printer: &Printer) -> Result<(), Problem
         | Command::Logs { .. }
         | Command::Version
         | Command::Completion { .. }
+        | Command::Lan { .. }
         | Command::Upnp { .. }
         | Command::Man => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! Where this machine may be reached: a task of its own looks at the machine's addresses and routes, tells the nodes, and
 //! the port mappings (`mapping.rs`) by which router to ask.
 
+use super::lan;
 use super::mapping::{Basis, MappingState};
 use super::network::{Network, overlaps};
 use super::{Daemon, UPKEEP};
@@ -156,6 +157,9 @@ fn look_for(
     if let Some(nat) = network.nat.as_ref().filter(|_| changed) {
         nat.network_changed();
     }
+    if let Some(lan) = &network.lan {
+        lan.follow(on_lan(&network.listen, &chosen(&addresses, routes), &addresses, own));
+    }
     let host = |ip| {
         let address = SocketAddr::new(ip, port_of(&network.listen, ip)?);
         Some(Candidate { kind: CandidateKind::Host, address })
@@ -209,6 +213,14 @@ fn chosen(addresses: &[&InterfaceAddress], routes: &[DefaultRoute]) -> Vec<IpAdd
         chosen.extend(both.take(EACH));
     }
     chosen
+}
+
+/// What is announced on the LANs: those of the addresses that are told that have the first one's port.
+fn on_lan(listen: &[SocketAddr], told: &[IpAddr], addresses: &[&InterfaceAddress], own: &Own) -> lan::Basis {
+    let port = told.iter().find_map(|ip| port_of(listen, *ip)).unwrap_or(0);
+    let prefix = |ip: &IpAddr| addresses.iter().find(|a| a.ip == *ip).map(|a| (*ip, a.prefix));
+    let here = told.iter().filter(|ip| port_of(listen, **ip) == Some(port));
+    lan::Basis { port, addresses: here.filter_map(prefix).collect(), without: own.interfaces.clone() }
 }
 
 /// By what a port mapping is to be asked for, or why none is.

@@ -7,6 +7,7 @@
 mod admin;
 mod candidates;
 mod control;
+mod lan;
 mod make;
 mod mapping;
 mod nat;
@@ -21,6 +22,7 @@ use crate::engine::{End, Engine, Setup};
 use crate::logging;
 use crate::paths::Paths;
 use crate::state::{self, State};
+use lan::Lan;
 use mapping::Mapping;
 use mapping::MappingState;
 use nat::NatWatch;
@@ -208,6 +210,10 @@ impl Daemon {
     async fn start(&self, network: &mut Network, setup: Setup) {
         let name = network.name.clone();
         let (ended, of) = (self.ended.clone(), name.clone());
+        let (mapped, lan_discovery) = {
+            let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
+            (config.port_mapping, config.lan_discovery)
+        };
         let started = Engine::start(setup, move |why| {
             let _daemon_ended = ended.send((of, why));
         });
@@ -217,6 +223,10 @@ impl Daemon {
                 if network.direct {
                     network.nat = Some(NatWatch::start(name.clone(), &engine, self.stun_servers()));
                 }
+                if network.direct && lan_discovery {
+                    let id = network.genesis.id();
+                    network.lan = Some(Lan::start(name.clone(), id, network.node, &engine));
+                }
                 network.engine = Some(engine);
             }
             Err(e) => {
@@ -224,7 +234,6 @@ impl Daemon {
                 return;
             }
         }
-        let mapped = self.config.read().unwrap_or_else(PoisonError::into_inner).port_mapping;
         if network.direct && mapped && network.listen.iter().any(SocketAddr::is_ipv4) {
             network.mapping = Some(Mapping::start(name.clone(), self.look.clone()));
         }
@@ -277,7 +286,7 @@ impl Daemon {
             let Some(network) = networks.get_mut(name) else { return };
             network.failure = Some(Problem::failed(why));
             self.leave_bridge(network).await;
-            (network.ipv4, network.warnings, network.nat) = (None, vec![], None);
+            (network.ipv4, network.warnings, network.nat, network.lan) = (None, vec![], None, None);
             (network.engine.take(), network.mapping.take(), network.tcp.take())
         };
         let unmapped = mapping.map(|m| tokio::spawn(m.end()));
@@ -360,7 +369,7 @@ impl Daemon {
                         };
                         error!(network = %name, "{}", failure.what);
                         self.leave_bridge(n).await;
-                        (n.engine, n.nat, n.tcp) = (None, None, None);
+                        (n.engine, n.nat, n.lan, n.tcp) = (None, None, None, None);
                         (n.ipv4, n.warnings) = (None, vec![]);
                         // It ends on its own.
                         drop(n.mapping.take());

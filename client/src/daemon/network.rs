@@ -1,5 +1,6 @@
 //! One network of the daemon: its device and sockets, its addresses, what is shown of it.
 
+use super::lan::Lan;
 use super::mapping::{Mapping, MappingState};
 use super::nat::NatWatch;
 use super::tcp::{Carried, Tcp};
@@ -60,6 +61,8 @@ pub struct Network {
     pub mapping: Option<Mapping>,
     /// What finds out how the NAT maps, while the network runs and paths without a relay are looked for.
     pub nat: Option<NatWatch>,
+    /// What finds members on the LAN, while the network runs and they are looked for.
+    pub lan: Option<Lan>,
     /// Relays by TCP, while the network runs.
     pub tcp: Option<Tcp>,
     /// Why it does not run.
@@ -175,6 +178,7 @@ pub fn open(state: &State, config: &Config, name: &Name) -> Result<(Network, Set
         direct: config.direct,
         mapping: None,
         nat: None,
+        lan: None,
         tcp: None,
         failure: None,
         warnings: vec![],
@@ -294,6 +298,7 @@ impl Network {
             direct: config.direct,
             mapping: None,
             nat: None,
+            lan: None,
             tcp: None,
             failure: Some(failure),
             warnings: vec![],

@@ -127,6 +127,8 @@ labels! {
     Address4 = "address/ipv4",
     /// The choice of a new network's IPv4 subnet.
     Subnet4 = "address/ipv4-subnet",
+    /// The name by which members find a node on their LAN, from network, NodeId and day.
+    LanName = "id/lan-name",
     /// The id of a blob that is pulled by hash and is no fact.
     Blob = "id/blob",
     /// The id of a signed fact.

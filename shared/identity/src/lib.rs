@@ -6,6 +6,7 @@
 //! * [`fact`]: the signed envelope, and what it can say: certificates, leaves, tombstones, access secrets;
 //! * [`roster`]: the facts of one network, merged to the same state in whatever order they come;
 //! * [`chain`]: what a peer that never heard of a member needs to believe in it;
+//! * [`lan`]: names by which members find each other on a LAN, which say nothing to others;
 //! * [`invite`], [`claim`], [`book`]: how a node gets in; [`relay_url`]: how a relay is named, [`stream`]: what it
 //!   shows where it is reached by TCP.
 //!
@@ -22,6 +23,7 @@ pub mod fact;
 pub mod genesis;
 pub mod id;
 pub mod invite;
+pub mod lan;
 pub mod name;
 pub mod relay_url;
 pub mod roster;

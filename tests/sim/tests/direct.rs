@@ -306,6 +306,34 @@ fn a_path_that_becomes_slow() {
     }
 }
 
+/// No relay is reached, and members announce themselves on the LAN: they meet there. Somebody announces others in their
+/// names, which costs a few openings, and delays it. [P-LAN]
+#[test]
+fn nearby_without_a_relay() {
+    for forged in [false, true] {
+        let mut w = World::new(8, setup(2), Weather::CALM);
+        w.kill_relay();
+        w.send(0, 1, 100);
+        w.run(Duration::from_secs(5));
+        assert!(w.events.iter().all(|(_, e)| !e.contains("PeerUp")), "{:?}", w.events);
+        let victim = SocketAddr::from(([192, 0, 2, 99], 7));
+        for n in 0..2 {
+            let there: Vec<_> = forged.then_some(victim).into_iter().chain([address(1 - n)]).collect();
+            let (found, now) = ([(w.nodes[1 - n].id, there)], w.now);
+            w.nodes[n].endpoint.node.set_nearby(now, &found);
+            w.drain(n);
+        }
+        let most = Duration::from_secs(if forged { 30 } else { 1 });
+        let took = until_direct(&mut w, most);
+        assert!(took.is_some(), "forged {forged}: {:?}", w.events);
+        let n = w.send(1, 0, 100);
+        w.run(100 * MS);
+        assert!(w.judge.arrived(n));
+        let got = w.sent_to(victim.ip());
+        assert!(got <= 60 && (got > 0) == forged, "{got} packets to who was named");
+    }
+}
+
 /// Without a relay and without frames a path is kept open, with no more than NATs need.
 #[test]
 fn an_idle_path_stays() {

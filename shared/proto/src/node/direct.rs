@@ -5,6 +5,7 @@ use super::alive::ping;
 use super::carrying::{Carrying, MAX_HOLD};
 use super::path_mtu::PathMtu;
 use super::paths::{Ask, Resting};
+use super::peer::FIRST_BACKOFF;
 use super::{Event, Node, PathsStatus, Tried};
 use crate::Time;
 use crate::handshake::Source;
@@ -27,6 +28,8 @@ const MEASURED: u32 = 4;
 const SLOWER: Duration = Duration::from_millis(30);
 /// So many round trips in a row that are slower than that end it.
 const SLOW: u32 = 8;
+/// Addresses of a member on this machine's LANs.
+const MAX_NEARBY: usize = 4;
 /// Pings without an answer on a path without relay, after which it is lost.
 const MAX_UNANSWERED: u32 = 2;
 
@@ -189,6 +192,35 @@ impl Node {
             Some(Route::Relay { relay: relay as u32, handle: l.handle })
         });
         peer.endpoint.map(Route::Udp).into_iter().chain(by_relay)
+    }
+
+    /// The ways of an opening, the best first: those, where it announces itself on the LAN, where it was last. (A packet
+    /// that comes from elsewhere moves nothing: whoever copies one could send it first. A path is changed by a handshake,
+    /// whose cookie shows that the address reads what is sent to it, or by a validation.) [P-ROUTE]
+    pub(super) fn ways(&self, p: PeerId) -> impl Iterator<Item = Route> {
+        let peer = &self.peers[p as usize];
+        self.bases(p).chain(peer.nearby.iter().copied().map(Route::Udp)).chain(peer.route)
+    }
+
+    /// Who announces itself where on this machine's LANs: all of them each time. Whoever does so may lie, and is sent
+    /// openings at most, at a member's pace. [P-LAN]
+    pub fn set_nearby(&mut self, now: Time, found: &[(NodeId, Vec<SocketAddr>)]) {
+        for p in 0..self.peers.len() {
+            let there = found.iter().filter(|(node, _)| *node == self.peers[p].node).flat_map(|(_, a)| a);
+            let mut there: Vec<SocketAddr> = there.copied().filter(|a| self.is_acceptable(a)).collect();
+            there.truncate(MAX_NEARBY);
+            let peer = &mut self.peers[p];
+            if !self.config.direct || peer.nearby == there {
+                continue;
+            }
+            peer.nearby = there;
+            if !peer.nearby.is_empty() && peer.sending.is_none() && peer.opening.is_none() {
+                // Not when the last failure says: that knew nothing of this.
+                (peer.next_try, peer.failures, peer.backoff) = (now, 0, FIRST_BACKOFF);
+            }
+            self.dirty = true;
+        }
+        self.publish();
     }
 
     /// A relay is away: the sessions that go by it go by another one, where both ends have one.

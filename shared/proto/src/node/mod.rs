@@ -548,14 +548,7 @@ impl Node {
 
     /// How to reach a peer now: the way that its session was made by, else the way an opening would go.
     fn route(&self, p: &Peer) -> Option<Route> {
-        p.route.filter(|_| p.sending.is_some()).or_else(|| self.way(p))
-    }
-
-    /// The way of an opening: a configured address, else a relay that the peer's leaf names, else where it was last.
-    /// (A packet that comes from elsewhere moves nothing: whoever copies one could send it first. A path is changed by
-    /// a handshake, whose cookie shows that the address reads what is sent to it, or by a validation.) [P-ROUTE]
-    fn way(&self, p: &Peer) -> Option<Route> {
-        self.base(p.id).or(p.route)
+        p.route.filter(|_| p.sending.is_some()).or_else(|| self.ways(p.id).next())
     }
 
     fn credential(&self, now: Time) -> Option<Credential> {

@@ -51,6 +51,8 @@ pub(super) struct Peer {
     pub wanted_until: Time,
     /// A configured address.
     pub endpoint: Option<std::net::SocketAddr>,
+    /// Where it announces itself on this machine's LANs.
+    pub nearby: Vec<std::net::SocketAddr>,
     /// The path that carries: the way by which the session in use was made, or one that was validated since.
     pub route: Option<Route>,
     /// How large the datagrams are that it takes.
@@ -107,6 +109,7 @@ impl Peer {
             backoff: FIRST_BACKOFF,
             wanted_until: Time(0),
             endpoint: None,
+            nearby: vec![],
             route: None,
             path: PathMtu::default(),
             carrying: Carrying::new(Time(0), ""),

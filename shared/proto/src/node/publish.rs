@@ -16,7 +16,7 @@ impl Node {
         }
         self.dirty = false;
         for p in 0..self.peers.len() {
-            let reachable = self.is_live(&self.peers[p].node) && self.way(&self.peers[p]).is_some();
+            let reachable = self.is_live(&self.peers[p].node) && self.ways(p as PeerId).next().is_some();
             self.peers[p].reachable = reachable;
         }
         let mut peers = Table::default();

@@ -55,7 +55,9 @@ impl Node {
         if !self.is_live(&peer.node) || self.revoked_self {
             return;
         }
-        let Some(route) = self.way(peer) else { return };
+        // By each in its turn, twice, since each second one asks for the leaf.
+        let ways: Vec<Route> = self.ways(p).collect();
+        let Some(route) = ways.get(peer.failures as usize / 2 % ways.len().max(1)).copied() else { return };
         if let Route::Relay { relay, .. } = route
             && !self.links.get(relay as usize).is_some_and(super::relays::Link::is_up)
         {
