@@ -261,6 +261,22 @@ fn a_nat_restarts() {
     }
 }
 
+/// Nobody sends a frame, and a router gives another port: who is behind it is heard, and hears the answers. The other side
+/// notices all the same that its own pings are not answered. [P-FALLBACK]
+#[test]
+fn a_nat_restarts_in_silence() {
+    for seed in 0..8 {
+        let mut w = sheltered(seed, &[NatKind::PORT_RESTRICTED], &[], Weather::CALM);
+        until_direct(&mut w, Duration::from_secs(1)).expect("a direct path");
+        w.run(Duration::from_secs(2));
+        w.nats.get_mut(&0).expect("a NAT")[0].restart();
+        w.run(Duration::from_secs(5));
+        let n = w.send(1, 0, 300);
+        w.run(100 * MS);
+        assert!(w.judge.arrived(n), "{:?}", w.events);
+    }
+}
+
 /// Whoever changes networks again and again does not wait for it longer each time. [P-FALLBACK]
 #[test]
 fn many_changes_of_network() {

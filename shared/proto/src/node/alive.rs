@@ -40,9 +40,10 @@ impl Node {
         }
         let peer = &mut self.peers[i];
         peer.unanswered += 1;
+        peer.carrying.missed += 1;
         let active = now.since(peer.last_active) < Duration::from_secs(60);
         peer.next_ping = now
-            + if peer.unanswered > 1 {
+            + if peer.unanswered.max(peer.carrying.missed) > 1 {
                 PING_REPEAT
             } else if active {
                 PING_ACTIVE

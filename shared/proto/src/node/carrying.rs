@@ -25,6 +25,8 @@ pub(super) struct Carrying {
     highest: [u64; LANES],
     /// Pings that were not answered before it did.
     pub unanswered: u32,
+    /// Pings by it that were not answered: what is heard by another path says nothing of this one.
+    pub missed: u32,
     /// Round trips measured, the shortest, and how many in a row were too long.
     pub samples: u32,
     pub low: Duration,
@@ -43,6 +45,7 @@ impl Carrying {
             unreported: None,
             highest: [0; LANES],
             unanswered: 0,
+            missed: 0,
             samples: 0,
             low: Duration::MAX,
             slow: 0,

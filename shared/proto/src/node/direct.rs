@@ -194,12 +194,15 @@ impl Node {
         peer.endpoint.map(Route::Udp).into_iter().chain(by_relay)
     }
 
-    /// The ways of an opening, the best first: those, where it announces itself on the LAN, where it was last. (A packet
-    /// that comes from elsewhere moves nothing: whoever copies one could send it first. A path is changed by a handshake,
-    /// whose cookie shows that the address reads what is sent to it, or by a validation.) [P-ROUTE]
+    /// The ways of an opening, the best first: those, where it announces itself on the LAN; if there is none, where it was
+    /// last: a path that was lost is mostly none any more. (A packet that comes from elsewhere moves nothing: whoever copies
+    /// one could send it first. A path is changed by a handshake, whose cookie shows that the address reads what is sent to
+    /// it, or by a validation.) [P-ROUTE]
     pub(super) fn ways(&self, p: PeerId) -> impl Iterator<Item = Route> {
         let peer = &self.peers[p as usize];
-        self.bases(p).chain(peer.nearby.iter().copied().map(Route::Udp)).chain(peer.route)
+        let mut known = self.bases(p).chain(peer.nearby.iter().copied().map(Route::Udp)).peekable();
+        let last = if known.peek().is_none() { peer.route } else { None };
+        known.chain(last)
     }
 
     /// Who announces itself where on this machine's LANs: all of them each time. Whoever does so may lie, and is sent
@@ -300,7 +303,7 @@ impl Node {
             if unreported {
                 self.peers[i].carrying.unreported = None;
                 self.path_lost(now, p, "what was sent on the direct path was not reported");
-            } else if peer.unanswered > MAX_UNANSWERED {
+            } else if peer.carrying.missed > MAX_UNANSWERED {
                 self.path_lost(now, p, "pings on the direct path were not answered");
             }
         }
@@ -519,7 +522,7 @@ impl Node {
     pub(super) fn path_measured(&mut self, now: Time, p: PeerId, rtt: Duration) {
         let peer = &mut self.peers[p as usize];
         peer.measured(rtt);
-        peer.carrying.samples += 1;
+        (peer.carrying.samples, peer.carrying.missed) = (peer.carrying.samples + 1, 0);
         peer.carrying.low = peer.carrying.low.min(rtt);
         let relay = peer.paths.resting.iter().find(|r| matches!(r.route, Route::Relay { .. }));
         let relay = relay.filter(|_| !peer.is_looking()).map(|r| (r.route, r.rtt));
