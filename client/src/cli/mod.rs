@@ -106,6 +106,10 @@ enum Command {
         /// Ask this relay alone (smr://…); needs no network and no daemon
         #[arg(long, value_name = "URL")]
         relay: Option<String>,
+        /// Also find out for how long the router keeps the mapping of who is silent; takes as many seconds
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "130",
+              value_parser = clap::value_parser!(u64).range(10..=600))]
+        lifetime: Option<u64>,
     },
     /// Shows what the daemon has logged
     Logs {
@@ -309,7 +313,7 @@ async fn asked(cli: Cli, paths: &Paths, printer: &Printer) -> Result<(), Problem
         Command::Peers => show::peers(&at).await,
         Command::Ping { peer, count, until_direct } => show::ping(&at, &peer, count, until_direct).await,
         Command::Why { peer } => show::why(&at, &peer).await,
-        Command::Netcheck { relay } => netcheck::show(&at, relay).await,
+        Command::Netcheck { relay, lifetime } => netcheck::show(&at, relay, lifetime).await,
         Command::Identity(IdentityCommand::Show) => show::identity(&at).await,
         Command::Identity(IdentityCommand::Backup) => change::backup(&at).await,
         Command::Identity(IdentityCommand::Restore) => change::restore(&at).await,

@@ -4,13 +4,13 @@ use super::At;
 use super::print::{parts, rtt, usage};
 use crate::config::Config;
 use crate::daemon::netcheck;
-use shadowmesh_control::{Netcheck, NetcheckFamily, NetcheckServer, Problem};
+use shadowmesh_control::{Netcheck, NetcheckFamily, NetcheckLifetime, NetcheckServer, Problem};
 use shadowmesh_identity::RelayUrl;
 
-pub async fn show(at: &At<'_>, relay: Option<String>) -> Result<(), Problem> {
+pub async fn show(at: &At<'_>, relay: Option<String>, lifetime: Option<u64>) -> Result<(), Problem> {
     let relay = relay.map(|url| url.parse::<RelayUrl>().map_err(|e| usage(e.to_string()))).transpose()?;
     at.printer.waiting("asking the relays; this takes up to three seconds");
-    let found: Netcheck = match relay {
+    let mut found: Netcheck = match relay {
         Some(url) => {
             // Without a daemon there may be no configuration either.
             let stun = Config::load(&at.paths.config).map(|c| c.stun).unwrap_or_default();
@@ -18,6 +18,9 @@ pub async fn show(at: &At<'_>, relay: Option<String>) -> Result<(), Problem> {
         }
         None => at.client.get(&at.path("/netcheck").await?).await?,
     };
+    if let Some(most) = lifetime {
+        try_lifetime(at, &mut found, most).await;
+    }
     at.printer.clear_waiting();
     if at.printer.json {
         at.printer.object(&found);
@@ -27,6 +30,28 @@ pub async fn show(at: &At<'_>, relay: Option<String>) -> Result<(), Problem> {
         at.printer.line(line);
     }
     Ok(())
+}
+
+/// By sockets of this program: a daemon need not wait for minutes. Of the family that the other lines are about.
+async fn try_lifetime(at: &At<'_>, found: &mut Netcheck, most: u64) {
+    let v4 = found.ipv4.is_some();
+    let Some(family) = found.ipv4.as_mut().or(found.ipv6.as_mut()) else { return };
+    let mut last = NetcheckLifetime { problem: Some("no server answers STUN".into()), ..Default::default() };
+    for server in found.servers.iter().filter(|s| s.stun) {
+        let named = tokio::net::lookup_host(&server.place).await;
+        let Some(address) = named.ok().and_then(|mut all| all.find(|a| a.is_ipv4() == v4)) else { continue };
+        let wait = |so_far: u64| {
+            at.printer.waiting(&format!(
+                "a silent mapping was kept for {so_far} s; up to {most} s are tried (--lifetime=SECONDS)"
+            ));
+        };
+        wait(0);
+        last = netcheck::lifetime(address, most, wait).await;
+        if last.at_least.is_some() || last.less_than.is_some() {
+            break;
+        }
+    }
+    family.mapping_lifetime = Some(last);
 }
 
 /// A label and its value.
@@ -64,6 +89,7 @@ fn lines(n: &Netcheck, room: Option<usize>) -> Vec<String> {
         known.extend(f.hairpin.map(|h| format!("Hairpin  {}", yes(h))));
         known.extend(f.port_preserved.filter(|_| f.nat).map(|p| format!("Port preserved  {}", yes(p))));
         lines.extend(put(&known));
+        lines.extend(f.mapping_lifetime.as_ref().map(|l| format!("Mapping lifetime  {}", kept(l))));
     }
     if let Some(opened) = &n.port_map {
         lines.push(format!("{:<10}{opened}", "Port map"));
@@ -84,6 +110,22 @@ fn lines(n: &Netcheck, room: Option<usize>) -> Vec<String> {
     }
     lines.push(format!("→ {}", n.advice));
     lines
+}
+
+/// For how long a silent mapping was kept.
+fn kept(l: &NetcheckLifetime) -> String {
+    let known = match (l.at_least, l.less_than) {
+        (Some(a), Some(b)) => format!("from {a} to {b} s"),
+        (Some(a), None) => format!("over {a} s"),
+        (None, Some(b)) => format!("under {b} s"),
+        (None, None) => "not known".into(),
+    };
+    let short = l.less_than.is_some_and(|b| b <= 20);
+    let more = if short { ": too short for paths without traffic, which keep alive every 15 s" } else { "" };
+    match &l.problem {
+        Some(why) => format!("{known}: {why}"),
+        None => format!("{known}{more}"),
+    }
 }
 
 fn how(s: &NetcheckServer) -> String {
@@ -113,6 +155,7 @@ mod tests {
                 filtering: Some("address-and-port-dependent".into()),
                 hairpin: Some(false),
                 port_preserved: Some(true),
+                mapping_lifetime: None,
                 server_addresses: 1,
             }),
             ipv6: None,

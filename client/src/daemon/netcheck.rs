@@ -4,9 +4,11 @@
 //! Answers are believed when they have the random id of a question and come from where it wants them; others are counted.
 
 mod behaviour;
+mod lifetime;
 mod words;
 
 pub use behaviour::told;
+pub use lifetime::lifetime;
 pub use words::report;
 
 use super::candidates::is_private;

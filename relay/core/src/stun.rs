@@ -80,9 +80,9 @@ impl Relay {
         let answer = answer(datagram, from, other).ok_or(DropReason::Malformed)?;
         self.metrics.stun += 1;
         if (by == Port::Other) == answer.from_other_port {
-            self.out.push_back((from, answer.bytes));
+            self.out.push_back((answer.to, answer.bytes));
         } else {
-            self.stun_out.push_back((from, answer.bytes));
+            self.stun_out.push_back((answer.to, answer.bytes));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use shadowmesh_relay_core::Config;
-use shadowmesh_stun::{Change, parse_response, request};
+use shadowmesh_stun::{Change, parse_response, request, request_to};
 use shadowmesh_wire::DropReason;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -59,6 +59,17 @@ fn each_port_answers_and_lets_the_other_answer() {
         }
         assert_eq!(t.relay.metrics().stun, 4);
     }
+}
+
+#[test]
+fn an_answer_goes_to_another_port_if_that_is_asked_for() {
+    let (mut t, from) = (table(), address("203.0.113.4:44"));
+    t.inject(from, &request_to([7; 12], 45));
+    let (to, bytes) = t.sent.pop().unwrap();
+    assert_eq!(to, address("203.0.113.4:45"));
+    assert_eq!(parse_response(&bytes).unwrap().mapped, from);
+    t.relay.handle_stun(t.now, from, &request_to([7; 12], 46));
+    assert_eq!(t.relay.poll_stun().unwrap().0, address("203.0.113.4:46"));
 }
 
 #[test]

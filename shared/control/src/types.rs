@@ -400,8 +400,23 @@ pub struct NetcheckFamily {
     pub hairpin: Option<bool>,
     /// The port outside is the one inside.
     pub port_preserved: Option<bool>,
+    /// How long a silent mapping is kept, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping_lifetime: Option<NetcheckLifetime>,
     /// Addresses of servers that answered. From one alone it cannot be told whether another would see the same.
     pub server_addresses: u32,
+}
+
+/// How long what comes from outside still reaches a socket that is silent (RFC 4787 section 4.3, RFC 5780 section 4.6).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetcheckLifetime {
+    /// Seconds after which it did.
+    pub at_least: Option<u64>,
+    /// Seconds after which it did not.
+    pub less_than: Option<u64>,
+    /// Why it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A relay, or a STUN server.

@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 use stun_rs::attributes::StunAttribute;
-use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress};
+use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress, ResponsePort};
 use stun_rs::attributes::stun::{Fingerprint, Software, XorMappedAddress};
 use stun_rs::methods::BINDING;
 use stun_rs::{
@@ -50,17 +50,15 @@ pub struct Response {
 pub struct Answer {
     /// The datagram.
     pub bytes: Vec<u8>,
+    /// Where it is to go: to who asked, if by another port.
+    pub to: SocketAddr,
     /// It is to go out by the port that was not asked.
     pub from_other_port: bool,
 }
 
 /// A Binding request. `id` is random, so that nobody who has not seen it can answer.
 pub fn request(id: [u8; 12], change: Change) -> Vec<u8> {
-    let mut message =
-        StunMessageBuilder::new(BINDING, MessageClass::Request).with_transaction_id(TransactionId::from(id));
-    if let Ok(padding) = Software::new(PADDING) {
-        message = message.with_attribute(padding);
-    }
+    let mut message = padded(id);
     let flags = match (change.ip, change.port) {
         (false, false) => None,
         (true, false) => Some(ChangeRequestFlags::ChangeIp.into()),
@@ -72,6 +70,20 @@ pub fn request(id: [u8; 12], change: Change) -> Vec<u8> {
     }
     // Nothing of this can fail: the parts are constants, and short.
     encode(&message.build()).unwrap_or_default()
+}
+
+/// One whose answer is to go to another port of who asks (RFC 5780 section 7.5).
+pub fn request_to(id: [u8; 12], port: u16) -> Vec<u8> {
+    encode(&padded(id).with_attribute(ResponsePort::from(port)).build()).unwrap_or_default()
+}
+
+fn padded(id: [u8; 12]) -> StunMessageBuilder {
+    let message =
+        StunMessageBuilder::new(BINDING, MessageClass::Request).with_transaction_id(TransactionId::from(id));
+    match Software::new(PADDING) {
+        Ok(padding) => message.with_attribute(padding),
+        Err(_) => message,
+    }
 }
 
 /// The answer to a Binding request; nothing for any other bytes, errors among them.
@@ -95,13 +107,14 @@ pub fn parse_response(bytes: &[u8]) -> Option<Response> {
 ///
 /// An answer is never larger than what asked for it: OTHER-ADDRESS is left out where it would be, and who asks in 20 bytes,
 /// as RFC 8489 allows, is not answered at all. A relay is no STUN server for all the world, and must be no amplifier.
-/// Errors are not told either: what is not understood gets nothing.
+/// Errors are not told either: what is not understood gets nothing. RESPONSE-PORT sends nothing to anybody that a forged
+/// source port would not.
 pub fn answer(request: &[u8], from: SocketAddr, other: Option<SocketAddr>) -> Option<Answer> {
     if request.len() > MAX_REQUEST {
         return None;
     }
     let message = decode(request, MessageClass::Request)?;
-    let mut from_other_port = false;
+    let (mut from_other_port, mut to) = (false, from);
     for attribute in message.attributes() {
         match attribute {
             StunAttribute::ChangeRequest(change) => {
@@ -111,7 +124,7 @@ pub fn answer(request: &[u8], from: SocketAddr, other: Option<SocketAddr>) -> Op
                 }
                 from_other_port = change.flags().contains(ChangeRequestFlags::ChangePort);
             }
-            // RESPONSE-PORT is among them: nobody is answered elsewhere than where he asks from.
+            StunAttribute::ResponsePort(port) if port.as_u16() > 0 => to.set_port(port.as_u16()),
             a if a.attribute_type().is_comprehension_required() => return None,
             _ => {}
         }
@@ -129,7 +142,7 @@ pub fn answer(request: &[u8], from: SocketAddr, other: Option<SocketAddr>) -> Op
         encode(&answer.build()).filter(|bytes| bytes.len() <= request.len())
     };
     let bytes = with(other).or_else(|| with(None))?;
-    Some(Answer { bytes, from_other_port })
+    Some(Answer { bytes, to, from_other_port })
 }
 
 /// A Binding message of this class that is all of the bytes, with a true FINGERPRINT if with any.

@@ -77,6 +77,19 @@ fn a_request_is_answered_with_all_there_is_and_no_more_bytes() {
     assert_eq!(parse_response(&mapped.bytes).unwrap().mapped, address("192.0.2.9:4000"));
 }
 
+#[test]
+fn an_answer_goes_to_another_port_of_who_asks() {
+    for (from, other) in BOTH.map(|(f, o)| (address(f), address(o))) {
+        let asked = request_to(ID, 4001);
+        let answered = answer(&asked, from, Some(other)).unwrap();
+        assert_eq!(answered.to, SocketAddr::new(from.ip(), 4001));
+        assert!(!answered.from_other_port && answered.bytes.len() <= asked.len() && asked.len() == 76);
+        // It still tells where the question came from.
+        assert_eq!(parse_response(&answered.bytes).unwrap().mapped, from);
+        assert_eq!(answer(&request(ID, CHANGES[1]), from, Some(other)).unwrap().to, from);
+    }
+}
+
 /// A request with these attributes.
 fn with(attributes: Vec<StunAttribute>) -> Vec<u8> {
     let message =
@@ -116,7 +129,7 @@ fn what_is_not_understood_is_not_answered() {
         answered(&padded(Fingerprint::default().into()))
             && answered(&padded(ChangeRequest::new(None).into()))
     );
-    assert!(!answered(&padded(ResponsePort::from(53).into())));
+    assert!(!answered(&padded(ResponsePort::from(0).into())));
     assert!(!answered(&padded(Padding::new("x").unwrap().into())));
     assert!(!answered(&padded(MappedAddress::from(from).into())));
     // Unknown ones: required, then optional.

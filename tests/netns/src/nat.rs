@@ -418,6 +418,13 @@ impl Internet {
         }
     }
 
+    /// Its routers keep a UDP flow that was used for so many seconds.
+    pub fn keep_flows(&self, machine: &Machine, seconds: u32) {
+        for r in &self.place(machine).routers {
+            r.host.sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", &seconds.to_string());
+        }
+    }
+
     /// The routers of both forget what went between the two; what they have with others stays.
     pub fn forget_flows(&self, a: &Machine, b: &Machine) {
         for (me, other) in [(a, b), (b, a)] {

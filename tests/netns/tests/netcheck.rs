@@ -124,6 +124,40 @@ fn a_server_with_two_addresses_tells_all() {
     }
 }
 
+#[test]
+fn how_long_a_silent_mapping_is_kept() {
+    let mut internet = Internet::new("netcheck of lifetimes");
+    let url = internet.urls[0].clone();
+    // The router's seconds, those that are tried, and what is found.
+    let cases = [
+        (NatKind::PortRestricted, Some(15), "30", (Some(10), Some(20)), "from 10 to 20 s: too short"),
+        (NatKind::Symmetric, Some(60), "20", (Some(20), None), "over 20 s"),
+        (NatKind::V6Only, Some(5), "10", (None, Some(10)), "under 10 s: too short"),
+        (NatKind::Open, None, "10", (Some(10), None), "over 10 s"),
+    ];
+    let machines = cases.map(|(kind, seconds, ..)| {
+        let machine = internet.machine(kind.name(), kind);
+        seconds.into_iter().for_each(|s| internet.keep_flows(&machine, s));
+        machine
+    });
+    std::thread::scope(|scope| {
+        for ((kind, _, most, expected, words), machine) in cases.into_iter().zip(&machines) {
+            let asked = ["netcheck".to_owned(), "--relay".into(), url.clone(), format!("--lifetime={most}")];
+            let arguments = asked.clone();
+            scope.spawn(move || {
+                let arguments = arguments.each_ref().map(String::as_str);
+                let said = family(&machine.json(&arguments), kind)["mapping_lifetime"].clone();
+                let found = (said["at_least"].as_u64(), said["less_than"].as_u64());
+                assert_eq!(found, expected, "{kind}: {said}");
+            });
+            scope.spawn(move || {
+                let text = machine.must(&asked.each_ref().map(String::as_str));
+                assert!(text.contains(&format!("\nMapping lifetime  {words}")), "{kind}: {text}");
+            });
+        }
+    });
+}
+
 /// Returns when the daemon has told its node how the NAT maps.
 fn told(machine: &Machine, mapping: &str) {
     wait_until("what the NAT does", 10 * SECONDS, || {

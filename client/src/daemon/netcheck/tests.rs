@@ -53,6 +53,16 @@ async fn a_relay_tells_that_there_is_no_nat() {
 }
 
 #[tokio::test]
+async fn who_answers_to_no_other_port_tells_nothing_of_lifetimes() {
+    let (main, other) = (socket().await, socket().await);
+    let address = main.local_addr().unwrap();
+    let _task = relay(main, other, [0, 0]);
+    let found = lifetime(address, 600, |_| panic!("nothing was kept")).await;
+    assert_eq!((found.at_least, found.less_than), (None, None));
+    assert!(found.problem.is_some_and(|p| p.contains("RESPONSE-PORT")));
+}
+
+#[tokio::test]
 async fn two_ports_that_see_two_ports_tell_a_symmetric_nat() {
     let (main, other) = (socket().await, socket().await);
     let servers = [server(&main)];

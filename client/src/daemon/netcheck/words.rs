@@ -60,6 +60,7 @@ fn family(found: &Found) -> Option<NetcheckFamily> {
         mapping: found.mapping.map(|d| d.word().into()),
         filtering: found.filtering.map(|d| d.word().into()),
         hairpin: found.hairpin,
+        mapping_lifetime: None,
         port_preserved: found.local.map(|l| l.port() == mapped.port()),
         server_addresses: addresses.len() as u32,
     })
