@@ -51,6 +51,18 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// A public authority that is asked for a certificate (ACME).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// Its directory's URL.
+    pub directory: String,
+    /// Roots that its own certificate is known by, in PEM; the system's if none.
+    pub roots: Option<PathBuf>,
+}
+
+/// What `letsencrypt` stands for.
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
 /// The checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -62,6 +74,8 @@ pub struct Config {
     pub tcp: Option<Vec<SocketAddr>>,
     /// The host's own certificate, in place of one that is made.
     pub tls: Option<TlsFiles>,
+    /// Who is asked for one.
+    pub authority: Option<Authority>,
     /// How many connections there may be over TCP, and of one IPv4 address or IPv6 /56.
     pub tcp_connections: (usize, usize),
     /// For /metrics and its like.
@@ -84,6 +98,7 @@ impl Default for Config {
             stun: StunPort::Auto,
             tcp: None,
             tls: None,
+            authority: None,
             tcp_connections: (4096, 256),
             http: None,
             limits: Limits::default(),
@@ -115,6 +130,8 @@ struct Raw {
 struct RawTls {
     certificate: Option<Text>,
     key: Option<Text>,
+    acme: Option<Text>,
+    acme_roots: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -207,6 +224,14 @@ pub fn tcp_endpoint(text: &str) -> Result<TcpEndpoint, String> {
         .ok_or_else(|| "it is written tcp://ADDRESS:PORT, like tcp://0.0.0.0:443, or off".to_owned())
 }
 
+/// Of an authority.
+fn directory(text: &str) -> Option<String> {
+    match text {
+        "letsencrypt" => Some(LETS_ENCRYPT.to_owned()),
+        _ => text.strip_prefix("https://").filter(|rest| rest.len() > 3).map(|_| text.to_owned()),
+    }
+}
+
 /// `500KiB`, `1.5MiB`, `2GiB`, or a number of bytes.
 fn size(text: &str) -> Option<u64> {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1), ("", 1)];
@@ -252,6 +277,20 @@ fn parse(file: &str, text: &str) -> Result<Config, Problem> {
     let raw_tls = raw.tls.unwrap_or_default();
     let certificate = take.one("tls.certificate", raw_tls.certificate, "an absolute path, or null,", path)?;
     let key = take.one("tls.key", raw_tls.key, "an absolute path, or null,", path)?;
+    let allowed = "letsencrypt, an https:// URL of a directory, or null,";
+    let directory = take.one("tls.acme", raw_tls.acme, allowed, directory)?;
+    let roots = take.one("tls.acme_roots", raw_tls.acme_roots, "an absolute path, or null,", path)?;
+    if directory.is_some() && certificate.is_some() {
+        let what = format!("{file}: both `tls.acme` and `tls.certificate` are set; one certificate is shown");
+        return Err(Problem::new(Exit::Config, what));
+    }
+    if directory.is_none() && roots.is_some() {
+        return Err(Problem::new(
+            Exit::Config,
+            format!("{file}: `tls.acme_roots` is set, and `tls.acme` is not"),
+        ));
+    }
+    config.authority = directory.map(|directory| Authority { directory, roots });
     config.tls = match (certificate, key) {
         (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
         (None, None) => None,
@@ -358,18 +397,21 @@ pub fn show(paths: &Paths, file: Option<PathBuf>, json: bool) -> Result<(), Prob
     let file = |of: fn(&TlsFiles) -> &PathBuf| {
         config.tls.as_ref().map_or("null".to_owned(), |t| of(t).display().to_string())
     };
+    let roots = config.authority.as_ref().and_then(|a| a.roots.as_ref());
     let http = config.http.map_or("null".to_owned(), |a| format!("\"{a}\""));
     let format = match config.format {
         LogFormat::Auto => "auto",
         LogFormat::Plain => "plain",
         LogFormat::Json => "json",
     };
-    let all: [(&str, String); 18] = [
+    let all: [(&str, String); 20] = [
         ("listen", listen),
         ("stun_port", config.stun.to_string()),
         ("tcp", tcp),
         ("tls.certificate", file(|t| &t.certificate)),
         ("tls.key", file(|t| &t.key)),
+        ("tls.acme", config.authority.as_ref().map_or("null".into(), |a| a.directory.clone())),
+        ("tls.acme_roots", roots.map_or("null".into(), |r| r.display().to_string())),
         ("http", http),
         ("open", l.open.to_string()),
         ("limits.networks", l.max_networks.to_string()),
@@ -433,6 +475,8 @@ mod tests {
                     "tls",
                     "certificate",
                     "key",
+                    "acme",
+                    "acme_roots",
                     "tcp_connections",
                     "tcp_connections_per_address",
                 ])
@@ -464,6 +508,12 @@ mod tests {
             ("tcp: [\"udp://0.0.0.0:1\"]", "`tcp` is udp"),
             ("tls: {key: a}", "`tls.key` is a"),
             ("tls: {key: /a}", "only one is set"),
+            (
+                "tls: {acme: http://a.example/dir}",
+                "`tls.acme` is http://a.example/dir; letsencrypt, an https:// URL",
+            ),
+            ("tls: {acme: letsencrypt, certificate: /a, key: /b}", "both `tls.acme` and `tls.certificate`"),
+            ("tls: {acme_roots: /a}", "`tls.acme` is not"),
             ("http: 9464", "`http` is 9464"),
             ("limits: {client_rate: 10}", "`limits.client_rate` is 10"),
             ("log: {level: loud}", "`log.level` is loud"),
@@ -480,6 +530,8 @@ mod tests {
         assert_eq!(c.http, Some("127.0.0.1:9464".parse().unwrap()));
         assert_eq!((c.limits.client_rate, c.limits.max_clients, c.limits.open), (Some(1_572_864), 7, true));
         assert!(parse("f", "").is_ok());
+        let authority = parse("f", "tls: {acme: letsencrypt}").unwrap().authority.unwrap();
+        assert_eq!((&authority.directory[..], authority.roots), (LETS_ENCRYPT, None));
         let stun = |text| parse("f", text).unwrap().stun;
         assert_eq!((stun("stun_port: off"), stun("stun_port: 3478")), (StunPort::Off, StunPort::Port(3478)));
         assert_eq!((stun("stun_port: auto"), stun("")), (StunPort::Auto, StunPort::Auto));

@@ -1,5 +1,6 @@
 //! `shadowmesh-relay`: forwards between the members of networks it knows nothing of.
 
+mod acme;
 mod args;
 mod config;
 mod http;

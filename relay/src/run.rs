@@ -1,12 +1,14 @@
 //! `run`: sockets, privileges, and the loop around the relay. One plain thread.
 
+use crate::acme::Acme;
 use crate::args::Run;
-use crate::config::{self, Config, StunPort};
+use crate::config::{self, Authority, Config, StunPort};
 use crate::http::{self, Desk};
 use crate::metrics::Report;
 use crate::paths::Paths;
 use crate::streams::{self, Streams};
-use crate::{init, logging, print, state, tcp, tls};
+use crate::tls::Showing;
+use crate::{acme, init, logging, print, state, tcp, tls};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::geteuid;
@@ -18,11 +20,13 @@ use shadowmesh_host::service::{Notice, notify, raise_session};
 use shadowmesh_host::store::{self, Dir};
 use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
+use shadowmesh_identity::HostPort;
 use shadowmesh_proto::Time;
 use shadowmesh_relay_core::{Event, Relay};
 use shadowmesh_wire::stream;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::{debug, error, info, warn};
 use zeroize::Zeroizing;
@@ -63,20 +67,30 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
     let tcp = bind_tcp(args, &config, &udp.local_addrs())?;
     let certificate = config.tls.as_ref().filter(|_| !tcp.is_empty()).map(tls::read).transpose()?;
     let http = args.http.or(config.http).map(bind_http).transpose()?;
+    let authority =
+        config.authority.clone().map(|a| callable(a, &loaded.public, !tcp.is_empty())).transpose()?;
 
     become_user(paths, args)?;
     // Only now: what is read and written from here on belongs to the user that stays.
     let dir = Dir::open(&paths.state).map_err(|e| state::stored(&e))?;
     let loaded = state::load(paths)?;
-    let identity = loaded
-        .seed
-        .relay_identity()
-        .map_err(|e| Problem::failed(format!("the relay's key cannot be used: {e}")))?;
+    let unusable =
+        |e: &dyn std::fmt::Display| Problem::failed(format!("the relay's key cannot be used: {e}"));
+    let identity = loaded.seed.relay_identity().map_err(|e| unusable(&e))?;
 
-    let tls = match certificate {
-        Some(certificate) => tls::make(certificate, &identity)?,
-        None => tls::make(tls::self_signed(loaded.public.host())?, &identity)?,
+    let certificate = match certificate {
+        Some(certificate) => certificate,
+        None => tls::self_signed(loaded.public.host())?,
     };
+    let signs = loaded.seed.relay_identity().map_err(|e| unusable(&e))?;
+    let showing = Arc::new(Showing::new(certificate, signs)?);
+    if let Some(authority) = authority {
+        let (name, dir) =
+            (loaded.public.host().to_owned(), dir.sub(acme::DIRECTORY).map_err(|e| state::stored(&e))?);
+        Acme { authority, name, dir, showing: showing.clone() }
+            .start()
+            .map_err(|e| Problem::failed(format!("no certificate can be asked for: {e}")))?;
+    }
     let clock = Clock::new();
     let limits = config.limits.clone();
     let bounds = tcp::Bounds {
@@ -98,7 +112,7 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
     let mut listening: Vec<String> = udp.local_addrs().iter().map(|a| format!("udp {a}")).collect();
     listening.extend(tcp.iter().filter_map(|l| Some(format!("tcp {}", l.local_addr().ok()?))));
     if !tcp.is_empty() {
-        tcp::serve(tcp, tls, shadowmesh_identity::stream::path(&loaded.id), bounds, hub)
+        tcp::serve(tcp, showing, shadowmesh_identity::stream::path(&loaded.id), bounds, hub)
             .map_err(|e| Problem::failed(format!("TCP cannot be served: {e}")))?;
     }
     let mut looped = Loop {
@@ -203,6 +217,21 @@ fn bind_tcp(args: &Run, config: &Config, udp: &[SocketAddr]) -> Result<Vec<TcpLi
         }
         Err(Problem::failed(what).fix("Choose another address:  --tcp tcp://ADDRESS:PORT, or --tcp off"))
     })
+}
+
+/// An authority calls by name, on TCP.
+fn callable(authority: Authority, public: &HostPort, tcp: bool) -> Result<Authority, Problem> {
+    let host = public.host();
+    let wrong = |what: String| Err(Problem::new(Exit::Config, what));
+    if !tcp {
+        return wrong("`tls.acme` is set, and TCP is not listened on, where the authority would call".into());
+    }
+    if host.parse::<IpAddr>().is_ok() || !host.contains('.') {
+        return wrong(format!(
+            "`tls.acme` is set, and this relay is known as {host}: no authority certifies that"
+        ));
+    }
+    Ok(authority)
 }
 
 /// Root becomes an unprivileged user, to whom the state then belongs.

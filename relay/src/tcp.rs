@@ -3,7 +3,7 @@
 //! without a page. [P-TCP]
 
 use crate::streams::{Hub, Place};
-use crate::tls::Tls;
+use crate::tls::{ACME_ALPN, Showing, Tls};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -102,15 +102,14 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves on listeners that are bound already, until the process ends. `path` is where WebSockets are taken.
 pub fn serve(
     listeners: Vec<TcpListener>,
-    tls: Tls,
+    showing: Arc<Showing>,
     path: String,
     bounds: Bounds,
     hub: Hub,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let door = Arc::new(Door::new(bounds));
-    let house =
-        Arc::new(House { acceptor: TlsAcceptor::from(tls.config), proof: Bytes::from(tls.proof), path, hub });
+    let house = Arc::new(House { showing, path, hub });
     std::thread::Builder::new().name("tcp".into()).spawn(move || {
         runtime.block_on(async {
             let all = listeners.into_iter().map(|l| accept(l, door.clone(), house.clone()));
@@ -202,8 +201,7 @@ impl Drop for Guest {
 
 /// What a connection needs.
 struct House {
-    acceptor: TlsAcceptor,
-    proof: Bytes,
+    showing: Arc<Showing>,
     path: String,
     hub: Hub,
 }
@@ -229,14 +227,20 @@ impl House {
         options.set_tcp_nodelay(true)?;
         options.set_tcp_notsent_lowat(UNSENT)?;
         options.set_tcp_user_timeout(Some(STALLED))?;
-        let stream = timeout(HANDSHAKE, self.open(socket)).await.map_err(|_| Ended::Slow)??;
+        let tls = self.showing.now();
+        let stream = timeout(HANDSHAKE, self.open(&tls, socket)).await.map_err(|_| Ended::Slow)??;
         let place = self.hub.enter(from.ip());
-        self.carry(stream, &place).await
+        self.carry(stream, &place, Bytes::copy_from_slice(&tls.proof)).await
     }
 
     /// TLS, then HTTP up to the WebSocket.
-    async fn open(&self, socket: TcpStream) -> Result<WebSocketStream<Stream>, Ended> {
-        let tls = self.acceptor.accept(BufReader::with_capacity(READ, socket)).await?;
+    async fn open(&self, tls: &Tls, socket: TcpStream) -> Result<WebSocketStream<Stream>, Ended> {
+        let acceptor = TlsAcceptor::from(tls.config.clone());
+        let tls = acceptor.accept(BufReader::with_capacity(READ, socket)).await?;
+        if tls.get_ref().1.alpn_protocol() == Some(ACME_ALPN) {
+            // An authority has seen what it wanted.
+            return Err(Ended::Other);
+        }
         let upgrade: Mutex<Option<OnUpgrade>> = Mutex::default();
         let service = service_fn(|mut request: Request<Incoming>| {
             let (answer, taken) = answer(&self.path, &mut request);
@@ -259,7 +263,7 @@ impl House {
     }
 
     /// Both ways, until one ends.
-    async fn carry(&self, stream: WebSocketStream<Stream>, place: &Place) -> Result<(), Ended> {
+    async fn carry(&self, stream: WebSocketStream<Stream>, place: &Place, proof: Bytes) -> Result<(), Ended> {
         let (mut sink, mut source) = stream.split();
         let receive = async {
             loop {
@@ -277,7 +281,7 @@ impl House {
             }
         };
         let send = async {
-            sink.send(Message::Binary(self.proof.clone())).await?;
+            sink.send(Message::Binary(proof)).await?;
             loop {
                 let waiting = place.waiting().await;
                 let sent = async {

@@ -95,6 +95,9 @@ fn begin() -> Two {
     internet.delay_relay(FAR);
     let [a, b] = ["a", "b"].map(|name| internet.machine(name, NatKind::PortRestricted));
     for m in [&a, &b] {
+        // What a line of this length takes of both ends, whatever is in between.
+        m.host.sysctl("net/ipv4/tcp_wmem", "4096 16384 67108864");
+        m.host.sysctl("net/ipv4/tcp_rmem", "4096 131072 67108864");
         std::fs::create_dir_all(&m.directory).expect("a directory");
         std::fs::write(m.directory.join("config.yaml"), "log: {level: debug}\n").expect("a configuration");
     }
@@ -313,7 +316,7 @@ fn number(line: &str, field: &str) -> Option<f64> {
 
 /// A stream that goes by relay, and then directly.
 fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
-    const LONG: Duration = Duration::from_secs(16);
+    const LONG: Duration = Duration::from_secs(20);
     let (mut relayed, mut direct, mut silent) = (vec![], vec![], vec![]);
     for n in 1..=streams {
         let (a, b) = (&two.a, &two.b);
@@ -328,7 +331,7 @@ fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
         let mut moved = None;
         let said = iperf3(&a.host, &b.host, &two.addresses[1], &["-i", "0.1"], LONG, || {
             // The stream has found its pace by then.
-            std::thread::sleep(Duration::from_secs(5));
+            std::thread::sleep(Duration::from_secs(9));
             mended = clock.now();
             two.internet.mend(a, b);
             while moved.is_none() && clock.now() < mended + Duration::from_secs(8) {
