@@ -33,6 +33,9 @@ use zeroize::Zeroizing;
 
 /// Largest datagram of a stranger: a jumbo frame's, with our headers.
 const SLOT: usize = 9344;
+/// Bytes of the receive queues. A relay is seldom what is slow, so that little waits in them; but bursts of all clients meet
+/// here, and what is lost of one is a client's TCP at half its rate for seconds. Decision 0009.
+const QUEUE: usize = 4 << 20;
 /// Batches received before timers and questions are looked at.
 const ROUNDS: usize = 16;
 /// After so few datagrams there are no more, most likely, and if there are, the sockets say so: it is not asked in vain.
@@ -63,6 +66,7 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         .unwrap_or_else(|| init::everywhere(loaded.public.port()));
     let mut udp = Udp::bind(&listen).map_err(|e| init::taken(&e))?;
     udp.use_offloads();
+    udp.hold(QUEUE);
     let stun = bind_stun(&udp.local_addrs(), args.stun_port.unwrap_or(config.stun))?;
     let tcp = bind_tcp(args, &config, &udp.local_addrs())?;
     let certificate = config.tls.as_ref().filter(|_| !tcp.is_empty()).map(tls::read).transpose()?;

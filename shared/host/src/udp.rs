@@ -267,6 +267,13 @@ impl Udp {
         self.join = AtomicBool::new(true);
     }
 
+    /// What claims to be of sessions may wait in the kernel up to so many bytes, its bookkeeping among them. Best effort.
+    pub fn hold(&self, bytes: usize) {
+        for fd in self.sockets.iter().flat_map(|s| &s.sessions) {
+            let _system_limit = receives(fd, bytes);
+        }
+    }
+
     /// Takes what has arrived, from all sockets, as far as `memory` holds it in pieces of `slot` bytes; what is where is
     /// appended to the list. Gives how many messages that were: nothing is there, when none. Errors that ICMP left on a
     /// socket are not errors; one that is returned means the socket is broken.
@@ -481,13 +488,15 @@ fn bound(address: SocketAddr, share: bool) -> nix::Result<OwnedFd> {
 
 /// Best effort: with CAP_NET_ADMIN past the system's limit, else up to it.
 fn enlarge(fd: &OwnedFd) -> nix::Result<()> {
-    if setsockopt(fd, sockopt::RcvBufForce, &BUFFER).is_err() {
-        setsockopt(fd, sockopt::RcvBuf, &BUFFER)?;
-    }
+    receives(fd, BUFFER)?;
     if setsockopt(fd, sockopt::SndBufForce, &BUFFER).is_err() {
         setsockopt(fd, sockopt::SndBuf, &BUFFER)?;
     }
     Ok(())
+}
+
+fn receives(fd: &OwnedFd, bytes: usize) -> nix::Result<()> {
+    setsockopt(fd, sockopt::RcvBufForce, &bytes).or_else(|_| setsockopt(fd, sockopt::RcvBuf, &bytes))
 }
 
 /// What a call has received.

@@ -1,7 +1,7 @@
 //! `make bench-migration`: two machines behind port-restricted NATs, a relay 80 ms away, next to nothing between
 //! themselves. Under a numbered flow of 10,000 datagrams a second, in one direction or both, the direct path is cut one way
 //! or both: for how long nothing comes. Then it is mended: when they are direct again, and what the move lost, repeated and
-//! reordered. Then the same under a TCP stream. `RUNS` cuts (100), `RATE`
+//! reordered. Then the same under TCP streams. `RUNS` cuts (100), `RATE`
 //! datagrams a second.
 
 use std::time::Duration;
@@ -314,10 +314,54 @@ fn number(line: &str, field: &str) -> Option<f64> {
     rest[..end].parse().ok()
 }
 
-/// A stream that goes by relay, and then directly.
+/// Streams that go by relay, and then directly: at a pace that the line to the relay carries, then as fast as they can.
 fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
+    let paced = moves(two, streams, &["--fq-rate", "500M"]);
+    let free = moves(two, streams.div_ceil(2), &[]);
+    let silent: Vec<f64> = [&paced.silent[..], &free.silent].concat();
+    let most = worst(&silent);
+    measured.line(
+        "tcp-silent",
+        &format!("a TCP stream is silent around the move, worst of {}", silent.len()),
+        most,
+        "s",
+        "<= 0.3",
+        most <= 0.3,
+    );
+    for (id, what, moved) in [("paced", "at 500 Mbit/s", &paced), ("free", "as fast as it can", &free)] {
+        if moved.direct.is_empty() {
+            continue;
+        }
+        let (before, after) = (median(moved.relayed.clone()), median(moved.direct.clone()));
+        let goal = if id == "paced" { ">= 300" } else { "" };
+        let by_relay = format!("TCP {what}, by the relay 80 ms away, median of {}", moved.relayed.len());
+        measured.line(
+            &format!("tcp-{id}-relay"),
+            &by_relay,
+            before,
+            "Mbit/s",
+            goal,
+            goal.is_empty() || before >= 300.0,
+        );
+        let directly = format!("TCP {what}, after the move, median");
+        measured.line(&format!("tcp-{id}-direct"), &directly, after, "Mbit/s", ">= 300", after >= 300.0);
+        let again = format!("TCP {what}, segments sent again in all, median");
+        measured.line(&format!("tcp-{id}-again"), &again, median(moved.again.clone()), "", "", true);
+    }
+}
+
+/// What came of streams: Mbit/s before and after the move, seconds without a byte around it, segments sent again.
+#[derive(Default)]
+struct Moved {
+    relayed: Vec<f64>,
+    direct: Vec<f64>,
+    silent: Vec<f64>,
+    again: Vec<f64>,
+}
+
+fn moves(two: &mut Two, streams: usize, pace: &[&str]) -> Moved {
     const LONG: Duration = Duration::from_secs(20);
-    let (mut relayed, mut direct, mut silent) = (vec![], vec![], vec![]);
+    let mut found = Moved::default();
     for n in 1..=streams {
         let (a, b) = (&two.a, &two.b);
         two.internet.cut(a, b, Direction::Both);
@@ -329,7 +373,8 @@ fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
         let clock = shadowmesh_host::clock::Clock::new();
         let mut mended = Duration::ZERO;
         let mut moved = None;
-        let said = iperf3(&a.host, &b.host, &two.addresses[1], &["-i", "0.1"], LONG, || {
+        let arguments = [&["-i", "0.1"], pace].concat();
+        let said = iperf3(&a.host, &b.host, &two.addresses[1], &arguments, LONG, || {
             // The stream has found its pace by then.
             std::thread::sleep(Duration::from_secs(9));
             mended = clock.now();
@@ -345,7 +390,7 @@ fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
         let at = |time: Duration| ((time.as_secs_f64() * 10.0) as usize).min(bytes.len());
         let Some(moved) = moved else {
             println!("stream {n}: not direct within 8 s of the mend");
-            silent.push(8.0);
+            found.silent.push(8.0);
             continue;
         };
         // Its own clock begins when it has connected, up to a second later.
@@ -353,36 +398,17 @@ fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
         let around = &bytes[at(mended) - 10..at(moved + Duration::from_secs(1))];
         let longest = around.split(|b| *b > 0.0).map(<[f64]>::len).max().unwrap_or(0) as f64 * 0.1;
         println!(
-            "stream {n}: by relay {:.0} Mbit/s, direct {:.0} Mbit/s, silent for {longest:.1} s around the move, {} sent again",
+            "stream {n} {pace:?}: by relay {:.0} Mbit/s, direct {:.0} Mbit/s, silent for {longest:.1} s around the move, {} sent again",
             mbit(before),
             mbit(after),
             said["end"]["sum_sent"]["retransmits"]
         );
-        relayed.push(mbit(before));
-        direct.push(mbit(after));
-        silent.push(longest);
+        found.relayed.push(mbit(before));
+        found.direct.push(mbit(after));
+        found.silent.push(longest);
+        found.again.push(said["end"]["sum_sent"]["retransmits"].as_f64().unwrap_or(f64::NAN));
     }
-    let most = worst(&silent);
-    measured.line(
-        "tcp-silent",
-        &format!("a TCP stream is silent around the move, worst of {streams}"),
-        most,
-        "s",
-        "<= 0.3",
-        most <= 0.3,
-    );
-    if !direct.is_empty() {
-        measured.line(
-            "tcp-relay",
-            "TCP by the relay 80 ms away, median",
-            median(relayed),
-            "Mbit/s",
-            "",
-            true,
-        );
-        let rate = median(direct);
-        measured.line("tcp-direct", "TCP after the move, median", rate, "Mbit/s", ">= 300", rate >= 300.0);
-    }
+    found
 }
 
 fn worst(values: &[f64]) -> f64 {
