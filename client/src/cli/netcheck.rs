@@ -132,11 +132,18 @@ fn how(s: &NetcheckServer) -> String {
     if let Some(problem) = &s.problem {
         return problem.clone();
     }
-    match (s.udp, s.rtt) {
+    let udp = match (s.udp, s.rtt) {
+        (false, _) if s.tcp.is_some() => "no answer by udp".to_owned(),
         (false, _) => "no answer".into(),
         (true, Some(t)) if s.stun => format!("{} udp", rtt(t)),
         (true, Some(t)) => format!("{} udp, no STUN", rtt(t)),
         (true, None) => "udp, no STUN".into(),
+    };
+    match (&s.tcp_by, s.tcp_connect, &s.tcp_problem) {
+        (Some(by), Some(t), _) if by.contains(" by ") => format!("{udp}, {by} in {}", rtt(t)),
+        (Some(_), Some(t), _) => format!("{udp}, tcp in {}", rtt(t)),
+        (.., Some(why)) => format!("{udp}, no tcp: {why}"),
+        _ => udp,
     }
 }
 
@@ -168,6 +175,10 @@ mod tests {
                 stun: true,
                 second_port: true,
                 rtt: Some(0.018),
+                tcp: Some(true),
+                tcp_by: Some("tcp 203.0.113.2:443".into()),
+                tcp_connect: Some(0.061),
+                tcp_problem: None,
                 problem: None,
             }],
             clock_ahead: Some(0),
@@ -184,7 +195,7 @@ mod tests {
             "Mapping   endpoint-independent  Filtering  address and port dependent  Hairpin  no  Port preserved  yes",
             "Port map  PCP at 192.168.1.1, 203.0.113.9:41990",
             "Clock     +0 s against the relay",
-            "Relays    relay.example.net:443  18 ms udp",
+            "Relays    relay.example.net:443  18 ms udp, tcp in 61 ms",
             "→ Most peers will be direct.",
         ];
         assert_eq!(said, expected);
@@ -195,10 +206,13 @@ mod tests {
     fn what_is_not_known_is_not_said_to_be() {
         let mut n =
             Netcheck { udp: false, ipv4: None, port_map: None, clock_ahead: None, forged: 2, ..found() };
-        n.servers[0] = NetcheckServer { udp: false, stun: false, rtt: None, ..n.servers[0].clone() };
+        let no_tcp = (None, None, Some("tcp 203.0.113.2:443: refused".to_owned()));
+        let (tcp_by, tcp_connect, tcp_problem) = no_tcp;
+        let silent = NetcheckServer { udp: false, stun: false, rtt: None, ..n.servers[0].clone() };
+        n.servers[0] = NetcheckServer { tcp: Some(false), tcp_by, tcp_connect, tcp_problem, ..silent };
         let expected = [
             "UDP       no  IPv4  no answer  IPv6  no answer",
-            "Relays    relay.example.net:443  no answer",
+            "Relays    relay.example.net:443  no answer by udp, no tcp: tcp 203.0.113.2:443: refused",
             "2 answers were not asked for, and not believed.",
             "→ Most peers will be direct.",
         ];

@@ -253,7 +253,7 @@ async fn check(State(daemon): Shared, Path(name): Path<String>) -> Result<Json<N
     // One at a time, whoever asks: each has a dozen sockets.
     let _one_at_a_time = daemon.checking.lock().await;
     let relays = engine.call(|inside| inside.endpoint.node.relay_status()).await.map_err(gone)?;
-    let servers = netcheck::servers(&relays, &daemon.stun_servers());
+    let servers = netcheck::servers(&relays, &daemon.stun_servers(), Extent::All);
     let findings = netcheck::look(&servers, Extent::All).await;
     let mapping = daemon.port_mapping(&name).await;
     Ok(Json(netcheck::report(&findings, &servers, &relays, &mapping)))

@@ -76,7 +76,7 @@ impl Watch {
             asked = up.clone();
             let possible = !up.is_empty() || changed || !self.stun.is_empty();
             if possible && (anew || Instant::now() >= due) {
-                let findings = look(&servers(&relays, &self.stun), Extent::Mapping).await;
+                let findings = look(&servers(&relays, &self.stun, Extent::Mapping), Extent::Mapping).await;
                 let mapping = told(findings.mapping());
                 debug!(network = %self.network, ?mapping, changed, "a look at the NAT");
                 due = Instant::now() + if mapping == Mapping::Unknown { retry } else { AGAIN };

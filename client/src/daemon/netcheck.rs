@@ -1,5 +1,6 @@
 //! `netcheck`: what lies between this machine and the others, asked by STUN of the relays' two ports, and of other servers
-//! that the configuration names (RFC 5780). From sockets of its own, for three seconds at most.
+//! that the configuration names (RFC 5780); and whether relays are reached by TCP. From sockets of its own, for three seconds
+//! at most.
 //!
 //! Answers are believed when they have the random id of a question and come from where it wants them; others are counted.
 
@@ -13,11 +14,12 @@ pub use words::report;
 
 use super::candidates::is_private;
 use super::mapping::MappingState;
+use crate::tunnel::{self, Target};
 use behaviour::{Came, Depends, Seen, filtering, mapping, outside};
 use shadowmesh_control::Netcheck;
 use shadowmesh_crypto::Secret;
 use shadowmesh_host::netlink::source_for;
-use shadowmesh_identity::{HostPort, RelayUrl};
+use shadowmesh_identity::{HostPort, NodeId, RelayUrl};
 use shadowmesh_proto::RelayStatus;
 use shadowmesh_stun::{Change, MAX, Response, parse_response, request};
 use shadowmesh_wire::candidate::is_special;
@@ -25,6 +27,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::{UdpSocket, lookup_host};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// A question is sent so often, with so long between (RFC 8489 section 6.2.1 has more patience).
@@ -34,6 +37,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 const OTHERS: Duration = Duration::from_millis(200);
 /// Names are looked up so long at most; with twice the questions' time, a look takes less than three seconds.
 const LOOKUP: Duration = Duration::from_millis(700);
+/// A connection by TCP is waited for no longer.
+const TCP: Duration = Duration::from_millis(2500);
 /// Servers that are asked, and addresses of each in each family.
 const MAX_SERVERS: usize = 8;
 const MAX_ADDRESSES: usize = 2;
@@ -43,8 +48,8 @@ const MAX_ADDRESSES: usize = 2;
 pub struct Server {
     /// Name and port.
     pub place: HostPort,
-    /// It is one of the network's relays, not another STUN server: its other address is its own.
-    pub relay: bool,
+    /// One of the network's relays, not another STUN server: its other address is its own.
+    pub relay: Option<NodeId>,
     /// Where it is, if that is known already.
     pub address: Option<SocketAddr>,
 }
@@ -90,6 +95,8 @@ pub struct Findings {
     pub six: Found,
     /// Why servers were not asked, by their number.
     unknown: HashMap<usize, String>,
+    /// How relays were reached by TCP and how long that took, or why not.
+    tcp: HashMap<usize, Result<(String, Duration), String>>,
 }
 
 impl Findings {
@@ -100,18 +107,19 @@ impl Findings {
 }
 
 /// The relays of a network, and the servers of the configuration.
-pub fn servers(relays: &[RelayStatus], stun: &[HostPort]) -> Vec<Server> {
-    let relay = |r: &RelayStatus| Server { place: r.place.clone(), relay: true, address: r.address };
-    let other = |place: &HostPort| Server { place: place.clone(), relay: false, address: None };
-    // One that is reached by TCP is at the other end of a tunnel.
-    let by_udp = |r: &&RelayStatus| r.address.is_none_or(|a| !a.ip().is_loopback());
-    relays.iter().filter(by_udp).map(relay).chain(stun.iter().map(other)).collect()
+pub fn servers(relays: &[RelayStatus], stun: &[HostPort], extent: Extent) -> Vec<Server> {
+    // One that is reached by TCP is at the other end of a tunnel: its own address is not known.
+    let by_udp = |r: &RelayStatus| r.address.filter(|a| !a.ip().is_loopback());
+    let wanted = |r: &&RelayStatus| extent == Extent::All || r.address.is_none() || by_udp(r).is_some();
+    let relay = |r: &RelayStatus| Server { place: r.place.clone(), relay: Some(r.relay), address: by_udp(r) };
+    let other = |place: &HostPort| Server { place: place.clone(), relay: None, address: None };
+    relays.iter().filter(wanted).map(relay).chain(stun.iter().map(other)).collect()
 }
 
 /// What a relay alone tells, without a network and without a daemon.
 pub async fn by_relay(url: &RelayUrl, stun: &[HostPort]) -> Netcheck {
-    let mut servers = vec![Server { place: url.address.clone(), relay: true, address: None }];
-    servers.extend(self::servers(&[], stun));
+    let mut servers = vec![Server { place: url.address.clone(), relay: Some(url.relay), address: None }];
+    servers.extend(self::servers(&[], stun, Extent::All));
     let findings = look(&servers, Extent::All).await;
     report(&findings, &servers, &[], &MappingState::Off)
 }
@@ -134,10 +142,37 @@ pub async fn look(servers: &[Server], extent: Extent) -> Findings {
             }
         }
     }
-    let relays: Vec<bool> = servers.iter().map(|s| s.relay).collect();
-    (findings.four, findings.six) =
-        tokio::join!(family(&four, &relays, extent), family(&six, &relays, extent));
+    let relays: Vec<bool> = servers.iter().map(|s| s.relay.is_some()).collect();
+    let all = if extent == Extent::All { servers } else { &[] };
+    (findings.four, findings.six, findings.tcp) =
+        tokio::join!(family(&four, &relays, extent), family(&six, &relays, extent), by_tcp(all));
     findings
+}
+
+/// Connects to relays as far as their word for their certificate, as the daemon would where UDP is blocked.
+async fn by_tcp(servers: &[Server]) -> HashMap<usize, Result<(String, Duration), String>> {
+    let each = servers.iter().enumerate().filter_map(|(number, s)| {
+        let target = Target { relay: s.relay?, place: s.place.clone(), address: s.address };
+        Some(async move {
+            let (done, receiver) = oneshot::channel();
+            let began = Instant::now();
+            let connect = move || {
+                let connected = tunnel::connect(&target).map(|c| c.by);
+                // Who does not wait any more has said that it took too long.
+                let _nobody_waits = done.send(connected);
+            };
+            // It blocks, and goes on for a while when it is not waited for any more.
+            let thread = std::thread::Builder::new().name("sm-netcheck".into()).spawn(connect);
+            let connected = match thread {
+                Ok(_) => timeout(TCP, receiver).await,
+                Err(e) => Ok(Ok(Err(e.to_string()))),
+            };
+            let slow = || Err(format!("no connection within {} s", TCP.as_secs_f64()));
+            let connected = connected.unwrap_or_else(|_| Ok(slow())).unwrap_or_else(|_| slow());
+            (number, connected.map(|by| (by, began.elapsed())))
+        })
+    });
+    futures_util::future::join_all(each).await.into_iter().collect()
 }
 
 /// A server's addresses, the one in use first.

@@ -434,6 +434,18 @@ pub struct NetcheckServer {
     pub second_port: bool,
     /// Round trip, seconds.
     pub rtt: Option<f64>,
+    /// Of a relay: whether it is reached by TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<bool>,
+    /// How: `tcp 203.0.113.2:443`, or by which proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_by: Option<String>,
+    /// How long connecting took, TLS and WebSocket among it, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_connect: Option<f64>,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_problem: Option<String>,
     /// Why it was not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

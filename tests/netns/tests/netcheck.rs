@@ -37,6 +37,7 @@ fn the_relay_alone_tells_mapping_and_half_of_filtering() {
             (&(!blocked).into(), &(!blocked).into())
         );
         assert_eq!(said["forged"], 0, "{kind}");
+        assert_eq!(said["servers"][0]["tcp"], true, "{kind}: {said}");
         let advice = said["advice"].as_str().unwrap();
         let found = family(&said, kind);
         assert_eq!(found["mapping"].as_str(), kind.mapping(), "{kind}");
@@ -46,7 +47,7 @@ fn the_relay_alone_tells_mapping_and_half_of_filtering() {
         };
         assert_eq!(found["filtering"].as_str(), filtering, "{kind}");
         if blocked {
-            assert!(advice.starts_with("No UDP"), "{advice}");
+            assert!(advice.starts_with("No UDP") && advice.contains("carry all by TCP"), "{advice}");
             continue;
         }
         let public = internet.public(&machine).to_owned();

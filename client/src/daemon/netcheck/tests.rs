@@ -12,7 +12,11 @@ async fn socket() -> UdpSocket {
 
 fn server(socket: &UdpSocket) -> Server {
     let address = socket.local_addr().unwrap();
-    Server { place: address.to_string().parse().unwrap(), relay: true, address: Some(address) }
+    Server {
+        place: address.to_string().parse().unwrap(),
+        relay: Some(NodeId([7; 32])),
+        address: Some(address),
+    }
 }
 
 /// A relay's two ports. They see ports that are shifted by so much, as a symmetric NAT would have it.
@@ -82,7 +86,7 @@ async fn nobody_there_is_soon_known() {
     assert_eq!((found.mapping(), found.four.mapped()), (None, None));
     let said = report(&found, &[server(&silent)], &[], &MappingState::Off);
     assert!(!said.udp && said.ipv4.is_none() && said.advice.starts_with("No UDP"), "{said:?}");
-    let nowhere = Server { place: "no-such-host.invalid:3478".parse().unwrap(), relay: false, address: None };
+    let nowhere = Server { place: "no-such-host.invalid:3478".parse().unwrap(), relay: None, address: None };
     let found = look(std::slice::from_ref(&nowhere), Extent::All).await;
     let said = report(&found, &[nowhere], &[], &MappingState::Off);
     assert!(said.servers[0].problem.is_some());

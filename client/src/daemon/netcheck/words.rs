@@ -14,22 +14,33 @@ pub fn report(
     mapping: &MappingState,
 ) -> Netcheck {
     let one = |(i, s): (usize, &Server)| {
-        let link = relays.iter().find(|r| s.relay && r.place == s.place);
+        let link = relays.iter().find(|r| s.relay == Some(r.relay));
         let answered = [&findings.four, &findings.six].map(|f| f.answered.get(&i));
         let best = answered.iter().flatten().map(|a| a.0).min();
+        let (tcp, took) = match findings.tcp.get(&i) {
+            Some(Ok((by, took))) => (Some(Ok(by.clone())), Some(took.as_secs_f64())),
+            Some(Err(why)) => (Some(Err(why.clone())), None),
+            None => (None, None),
+        };
+        // By a tunnel there is an answer that is none of UDP.
+        let link = link.filter(|l| l.address.is_none_or(|a| !a.ip().is_loopback()));
         let rtt = best.or(link.filter(|l| l.up).and_then(|l| l.rtt));
         NetcheckServer {
-            kind: if s.relay { "relay" } else { "stun" }.into(),
+            kind: if s.relay.is_some() { "relay" } else { "stun" }.into(),
             place: s.place.to_string(),
             udp: best.is_some() || link.is_some_and(|l| l.up),
             stun: best.is_some(),
             second_port: answered.iter().flatten().any(|a| a.1),
             rtt: rtt.map(|d| d.as_secs_f64()),
+            tcp: tcp.as_ref().map(Result::is_ok),
+            tcp_by: tcp.as_ref().and_then(|t| t.clone().ok()),
+            tcp_connect: took,
+            tcp_problem: tcp.and_then(Result::err),
             problem: findings.unknown.get(&i).cloned(),
         }
     };
     let servers: Vec<_> = servers.iter().enumerate().map(one).collect();
-    let udp = servers.iter().any(|s| s.udp);
+    let (udp, tcp) = (servers.iter().any(|s| s.udp), servers.iter().any(|s| s.tcp == Some(true)));
     let (port_map, no_port_map) = match mapping {
         MappingState::Open { by, external, router } => (Some(format!("{by} at {router}, {external}")), None),
         MappingState::None { why } => (None, Some(why.clone())),
@@ -41,7 +52,7 @@ pub fn report(
         udp,
         ipv4: family(&findings.four),
         ipv6: family(&findings.six),
-        advice: advice(findings, udp, mapping),
+        advice: advice(findings, udp, tcp, mapping),
         port_map,
         no_port_map,
         servers,
@@ -67,7 +78,7 @@ fn family(found: &Found) -> Option<NetcheckFamily> {
 }
 
 /// What follows, in one sentence or two.
-fn advice(findings: &Findings, udp: bool, mapping: &MappingState) -> String {
+fn advice(findings: &Findings, udp: bool, tcp: bool, mapping: &MappingState) -> String {
     let main = if findings.four.seen.is_empty() { &findings.six } else { &findings.four };
     let nat = main.mapped().is_some_and(|m| Some(m) != main.local);
     let open = |d: Option<Depends>| matches!(d, Some(Depends::Independent | Depends::NotPort));
@@ -76,6 +87,9 @@ fn advice(findings: &Findings, udp: bool, mapping: &MappingState) -> String {
         _ => None,
     };
     match (main.mapping, opened) {
+        _ if !udp && tcp => "No UDP comes back: this network lets none out. The relays carry all by TCP, and no peer is direct. Ask \
+                             who runs this network to let UDP out."
+            .into(),
         _ if !udp => "No UDP comes back: this network lets none out, or the relays are down. Try from another network, or ask \
                       who runs this one to let UDP out."
             .into(),
