@@ -99,6 +99,22 @@ fn joins_and_is_reached_by_all() {
     }
 }
 
+/// More join within a second than are served at once: each in its turn, by one invite. [P-SINGLE-USE]
+#[test]
+fn many_join_at_once() {
+    let mut w = world(3, Weather { delay: Duration::from_millis(10), ..Weather::CALM });
+    let now = w.now;
+    let reusable = Terms { reusable: true, ..terms(EPOCH + DAY) };
+    let i = w.nodes[0].endpoint.node.create_invite(now, reusable).expect("an invite");
+    w.nodes[0].endpoint.settle(now);
+    w.drain(0);
+    w.run(Duration::from_millis(500));
+    let joiners: Vec<usize> = (0..40).map(|n| begin(&mut w, n, copy(&i)).0).collect();
+    for j in joiners {
+        finish(&mut w, j, Duration::from_secs(10)).expect("joined");
+    }
+}
+
 /// Lost, repeated, reordered and attacked on the way: still in.
 #[test]
 fn joins_in_rough_weather() {

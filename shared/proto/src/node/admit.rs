@@ -23,6 +23,8 @@ use std::time::Duration;
 const MAX_GUESTS: usize = 16;
 /// And for how long.
 const GUEST_LIFETIME: Duration = Duration::from_secs(60);
+/// One that has said nothing for so long makes room for another: who lacks something asks each 400 ms.
+const GUEST_SILENT: Duration = Duration::from_millis(1500);
 /// A locator is kept open at the relay for so long, and renewed before.
 const LOCATOR_LIFETIME: u32 = 3600;
 const LOCATOR_RENEW: Duration = Duration::from_secs(1800);
@@ -46,6 +48,7 @@ pub(super) struct Guest {
     /// Being verified, or answered.
     reply: Option<Control>,
     verifying: bool,
+    heard: Time,
 }
 
 /// Why an invite could not be made, or a member not be revoked.
@@ -222,7 +225,11 @@ impl Node {
         let locator =
             self.invites.get(opened.local - 1).map(|i| i.locator).ok_or(DropReason::BadHandshake)?;
         if self.guests.len() >= MAX_GUESTS {
-            return Err(DropReason::OverLimit);
+            let silent = |g: &&Guest| now.since(g.heard) >= GUEST_SILENT && !g.verifying;
+            let longest = self.guests.iter().filter(silent).min_by_key(|g| g.heard).map(|g| g.aside.session);
+            let g = longest.and_then(|s| self.guests.iter().position(|g| g.aside.session == s));
+            let guest = self.guests.swap_remove(g.ok_or(DropReason::OverLimit)?);
+            self.close_aside(&guest.aside);
         }
         let aside = self.open_aside(now, opened, None, &[])?;
         self.guests.push(Guest {
@@ -233,6 +240,7 @@ impl Node {
             claim: None,
             reply: None,
             verifying: false,
+            heard: now,
         });
         Ok(())
     }
@@ -254,6 +262,7 @@ impl Node {
     /// What a joiner says; `None` when the session is no joiner's.
     pub(super) fn handle_guest(&mut self, now: Time, plain: &Plain) -> Option<Result<(), DropReason>> {
         let g = self.guests.iter().position(|g| g.aside.session == plain.session)?;
+        self.guests[g].heard = now;
         if plain.kind != Kind::Control {
             return Some(Ping::parse(&plain.body).map(|_| ()).map_err(DropReason::from));
         }
@@ -321,7 +330,7 @@ impl Node {
             },
         };
         self.guest_send(g, &reply);
-        self.guests[g].reply = Some(reply);
+        (self.guests[g].reply, self.guests[g].verifying, self.guests[g].heard) = (Some(reply), false, now);
     }
 
     fn redeem(&mut self, now: Time, locator: &Hash, claim: &Claim) -> Result<Vec<u8>, (Status, String)> {
