@@ -580,12 +580,18 @@ pub async fn configure(
     }
     // A port of a bridge takes no packets itself.
     let interface = wanted.bridge.as_deref().unwrap_or(device);
-    match netlink.add_address(interface, wanted.ipv6.into(), 64).await {
-        Ok(()) => {}
-        Err(e @ NetlinkError::NoIpv6(_)) => {
-            warnings.push(format!("{e}, so \"{network}\" is up on IPv4 alone here."))
+    // Added only where they are not: to be told of an address, also of one that it has, has Linux report to the whole
+    // network again what it listens to (`ipv6_find_idev`).
+    let there = netlink.addresses(interface).await.map_err(failed)?;
+    let has = |ip: IpAddr, prefix: u8| there.iter().any(|a| a.ip == ip && a.prefix == prefix);
+    if !has(wanted.ipv6.into(), 64) {
+        match netlink.add_address(interface, wanted.ipv6.into(), 64).await {
+            Ok(()) => {}
+            Err(e @ NetlinkError::NoIpv6(_)) => {
+                warnings.push(format!("{e}, so \"{network}\" is up on IPv4 alone here."))
+            }
+            Err(e) => return Err(failed(e)),
         }
-        Err(e) => return Err(failed(e)),
     }
     let (subnet, len) = wanted.subnet;
     let routes = netlink.local_routes_v4().await.map_err(failed)?;
@@ -602,14 +608,14 @@ pub async fn configure(
             route.prefix
         ));
     }
-    for address in netlink.addresses(interface).await.map_err(failed)? {
+    for address in &there {
         let IpAddr::V4(old) = address.ip else { continue };
         let inside = overlaps((old, 32), (subnet, len)) || ipv4.is_none();
         if Some(old) != ipv4 && inside {
             netlink.remove_address(interface, address.ip).await.map_err(failed)?;
         }
     }
-    if let Some(a) = ipv4 {
+    if let Some(a) = ipv4.filter(|a| !has((*a).into(), len)) {
         netlink.add_address(interface, a.into(), len).await.map_err(failed)?;
     }
     Ok((ipv4, warnings))

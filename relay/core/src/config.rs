@@ -24,7 +24,7 @@ pub struct Config {
     pub max_anonymous: usize,
     /// Anonymous clients from one IPv4 address or one IPv6 /56.
     pub max_anonymous_per_prefix: usize,
-    /// Open locators of one client.
+    /// Open locators of one client: as many as it can keep invites.
     pub max_locators_per_client: usize,
     /// Open locators of one network.
     pub max_locators_per_network: usize,
@@ -64,7 +64,7 @@ impl Default for Config {
             max_clients_per_prefix: 1024,
             max_anonymous: 4096,
             max_anonymous_per_prefix: 64,
-            max_locators_per_client: 64,
+            max_locators_per_client: 1024,
             max_locators_per_network: 4096,
             handshake_rate: 20.0,
             puzzle_above: 500,

@@ -124,7 +124,8 @@ fn a_network_fills_its_own_share() {
 #[test]
 fn locators_are_bounded() {
     use shadowmesh_wire::control::Control;
-    let mut t = Table::new(Config { max_locators_per_network: 100, ..Config::default() });
+    let bounds = Config { max_locators_per_client: 64, max_locators_per_network: 100, ..Config::default() };
+    let mut t = Table::new(bounds);
     let (_, p) = t.network(1, 2);
     for c in &p {
         for n in 0..200u8 {

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use shadowmesh_host::clock::Clock;
 use shadowmesh_netns_tests::{Evening, Host, iperf3, received_mbit, wait_until};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -24,6 +25,28 @@ fn two(test: &str) -> Evening {
         });
     }
     e
+}
+
+/// Longer than the daemon looks after its device, and what Linux says once it is up is said.
+#[test]
+fn who_has_nothing_to_say_is_silent() {
+    const QUIET: Duration = Duration::from_secs(7);
+    let e = two("silence");
+    let sent = || -> Vec<u64> {
+        let of = |h: &Host| {
+            h.run("cat", &["/sys/class/net/sm-home/statistics/tx_packets"]).trim().parse().unwrap()
+        };
+        e.machines.iter().map(|m| of(&m.host)).collect()
+    };
+    let clock = Clock::new();
+    let (mut last, mut since) = (sent(), clock.now());
+    wait_until("nobody to send a frame for 7 s", SECONDS(25), || {
+        let now = sent();
+        if now != last {
+            (last, since) = (now, clock.now());
+        }
+        (clock.now() - since > QUIET).then_some(())
+    });
 }
 
 #[test]

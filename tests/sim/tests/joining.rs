@@ -115,6 +115,19 @@ fn many_join_at_once() {
     }
 }
 
+/// A hundred machines are invited, and so is one more: used invites stay at the relay for a day, in case their users ask
+/// again.
+#[test]
+fn a_hundred_invites_are_open_at_once() {
+    let mut w = world(4, Weather { delay: Duration::from_millis(10), ..Weather::CALM });
+    for _ in 0..100 {
+        invite(&mut w, EPOCH + DAY);
+    }
+    let last = invite(&mut w, EPOCH + DAY);
+    let (j, _) = begin(&mut w, 1, last);
+    finish(&mut w, j, Duration::from_secs(10)).expect("joined");
+}
+
 /// Lost, repeated, reordered and attacked on the way: still in.
 #[test]
 fn joins_in_rough_weather() {

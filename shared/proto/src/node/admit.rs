@@ -29,6 +29,8 @@ const GUEST_SILENT: Duration = Duration::from_millis(1500);
 const LOCATOR_LIFETIME: u32 = 3600;
 const LOCATOR_RENEW: Duration = Duration::from_secs(1800);
 const LOCATOR_REPEAT: Duration = Duration::from_millis(500);
+/// A relay that has no room is asked again after so long.
+const LOCATOR_BUSY: Duration = Duration::from_secs(30);
 
 /// An invite that can be used now.
 pub(super) struct OpenInvite {
@@ -204,11 +206,15 @@ impl Node {
 
     /// A relay's answer to OPEN_LOCATOR.
     pub(super) fn locator_opened(&mut self, now: Time, link: u32, locator: &Hash, status: Status) {
-        if status == Status::Ok
-            && let Some(i) = self.invites.iter_mut().find(|i| i.locator == *locator)
+        let again = match status {
+            Status::Ok => LOCATOR_RENEW,
+            Status::Busy => LOCATOR_BUSY,
+            _ => return,
+        };
+        if let Some(i) = self.invites.iter_mut().find(|i| i.locator == *locator)
             && let Some((_, at)) = i.due.iter_mut().find(|(l, _)| *l == link)
         {
-            *at = now + LOCATOR_RENEW;
+            *at = now + again;
         }
     }
 
