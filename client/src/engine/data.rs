@@ -161,15 +161,20 @@ impl Drop for Data {
 }
 
 /// A turn of a data half that has no threads: a batch of each, where there is something. `device`: the queues that have any,
-/// a bit each.
+/// a bit each. Kernels answer an echo, or acknowledge a segment, while it is given to them: that is sent before anything
+/// else is done.
 pub fn step((sending, receiving): &mut Pair, sockets: bool, device: u64) -> io::Result<()> {
     if sockets {
         receiving.step()?;
     }
-    sending.handle_timeout();
-    receiving.handle_timeout();
     if sending.held().is_some() {
         sending.flush();
     }
-    sending.step(device)
+    let answering = receiving.device.answering();
+    if sending.held().is_none() {
+        sending.step(device | answering)?;
+    }
+    sending.handle_timeout();
+    receiving.handle_timeout();
+    Ok(())
 }

@@ -23,12 +23,14 @@ pub struct Device {
     udp: bool,
     /// Somebody reads along.
     watched: bool,
+    /// The queues that frames were given to, a bit each, since this was asked last.
+    written: u64,
 }
 
 impl Device {
     /// Uses these queues of a device, one at least.
     pub fn new(taps: Vec<Tap>) -> Self {
-        Device { taps: taps.into(), udp: true, watched: false }
+        Device { taps: taps.into(), udp: true, watched: false, written: 0 }
     }
 
     /// Its queues, for a poller.
@@ -80,18 +82,20 @@ impl Device {
     /// # Errors
     /// Only when the device is gone for good.
     pub fn write(&mut self, frame: &Delivered<'_>, drops: &mut Drops) -> io::Result<()> {
+        let queue = self.queue_of(frame.head);
+        self.written |= 1 << queue;
         if let Some(vnet) = frame.vnet
             && self.takes(vnet.gso_type)
         {
             let header = vnet.emit();
             let mut pieces = vec![IoSlice::new(&header), IoSlice::new(frame.head)];
             pieces.extend(frame.parts().map(IoSlice::new));
-            match self.queue_of(frame.head).send(&pieces) {
+            match self.taps[queue].send(&pieces) {
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                     // A kernel that does not know UDP superframes; anything else goes by parts this once.
                     self.udp &= vnet.gso_type & !GSO_ECN != GSO_UDP;
                 }
-                other => return self.written(other, drops),
+                other => return self.outcome(other, drops),
             }
         }
         if frame.vnet.is_none() {
@@ -110,16 +114,21 @@ impl Device {
     pub fn write_plain(&self, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
         let pieces = [IoSlice::new(&COMPLETE), IoSlice::new(frame)];
         let first = usize::from(!self.tap().options().vnet);
-        self.written(self.queue_of(frame).send(&pieces[first..]), drops)
+        self.outcome(self.taps[self.queue_of(frame)].send(&pieces[first..]), drops)
     }
 
     /// The queue that this frame's flow is to have from now on.
-    fn queue_of(&self, frame: &[u8]) -> &Tap {
+    fn queue_of(&self, frame: &[u8]) -> usize {
         let hash = u64::from(if self.taps.len() > 1 { frame::flow(frame) } else { 0 });
-        &self.taps[((hash * self.taps.len() as u64) >> 32) as usize]
+        ((hash * self.taps.len() as u64) >> 32) as usize
     }
 
-    fn written(&self, result: io::Result<usize>, drops: &mut Drops) -> io::Result<()> {
+    /// The queues that frames were given to since this was asked last: what the host answers at once is there already.
+    pub fn answering(&mut self) -> u64 {
+        std::mem::take(&mut self.written)
+    }
+
+    fn outcome(&self, result: io::Result<usize>, drops: &mut Drops) -> io::Result<()> {
         match result {
             Ok(_) => Ok(()),
             Err(e) if tap::vanished(&e) => Err(self.gone()),
