@@ -322,6 +322,23 @@ fn a_path_that_becomes_slow() {
     }
 }
 
+/// A direct path's first round trip takes long, as on a machine that is busy starting: it is measured again, not left for
+/// half a minute. [P-MOVE]
+#[test]
+fn a_first_answer_that_is_slow() {
+    for (slow, most) in [(150 * MS, 700 * MS), (1500 * MS, Duration::from_secs(4))] {
+        let mut w = World::new(9, setup(2), Weather::CALM);
+        w.delay.insert((address(0), address(1)), 60 * MS);
+        w.delay.insert((address(1), address(0)), 60 * MS);
+        let began = w.now;
+        assert_eq!(until_direct(&mut w, slow), None, "it is slower than the relay");
+        w.delay.clear();
+        let left = most - w.now.since(began);
+        until_direct(&mut w, left)
+            .unwrap_or_else(|| panic!("not direct {most:?} after it began: {:?}", w.events));
+    }
+}
+
 /// No relay is reached, and members announce themselves on the LAN: they meet there. Somebody announces others in their
 /// names, which costs a few openings, and delays it. [P-LAN]
 #[test]

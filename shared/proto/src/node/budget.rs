@@ -73,8 +73,9 @@ fn key(address: &SocketAddr) -> IpAddr {
 }
 
 impl Budget {
-    /// May a packet go there now, which this peer named? It is taken off.
-    pub fn take(&mut self, now: Time, to: &SocketAddr, peer: PeerId) -> bool {
+    /// May a packet go there now, which this peer named? It is taken off. `fresh`: this port has not been asked. The last one
+    /// is kept for such: a port that a router opens is named a second or two after the others.
+    pub fn take(&mut self, now: Time, to: &SocketAddr, peer: PeerId, fresh: bool) -> bool {
         let key = key(to);
         if !self.accounts.contains_key(&key) && !self.room(now, peer) {
             return false;
@@ -88,6 +89,9 @@ impl Budget {
         });
         account.refill(now);
         let Some(left) = account.tokens.checked_sub(1) else { return false };
+        if left == 0 && !fresh && account.answered.is_none() {
+            return false;
+        }
         if account.tokens == BURST {
             account.refill_at = now;
             account.count();
@@ -130,7 +134,7 @@ mod tests {
         for ms in (0..600_000).step_by(10) {
             let now = Time(ms * 1_000_000);
             let to = SocketAddr::new(address(7).ip(), ms as u16 | 1);
-            if budget.take(now, &to, (ms % 1000) as PeerId) {
+            if budget.take(now, &to, (ms % 1000) as PeerId, true) {
                 sent.push(ms);
             }
         }
@@ -139,13 +143,24 @@ mod tests {
         assert_eq!((until(120_000), until(600_000)), (10, 18));
     }
 
+    /// One is kept for a port that is named late. [P-BUDGET]
+    #[test]
+    fn a_port_that_is_named_late() {
+        let (mut budget, to) = (Budget::default(), address(7));
+        let first = (0..10).filter(|n| budget.take(Time(*n), &to, 1, *n == 0)).count();
+        assert_eq!(first, BURST as usize - 1);
+        assert!(
+            budget.take(Time(1_900_000_000), &to, 1, true) && !budget.take(Time(1_900_000_000), &to, 1, true)
+        );
+    }
+
     /// Nor is it more for who spares some of them.
     #[test]
     fn a_victim_that_is_asked_slowly() {
         for every in [400, 900, 1100, 2500] {
             let (mut budget, to) = (Budget::default(), address(7));
             let asked = (0..120_000).step_by(every);
-            let sent = asked.filter(|ms| budget.take(Time(*ms as u64 * 1_000_000), &to, 1)).count();
+            let sent = asked.filter(|ms| budget.take(Time(*ms as u64 * 1_000_000), &to, 1, true)).count();
             assert!(sent <= 10, "{sent} when asked every {every} ms");
         }
     }
@@ -154,11 +169,11 @@ mod tests {
     #[test]
     fn one_that_answers() {
         let (mut budget, to) = (Budget::default(), address(7));
-        let mut burst = |now| (0..10).filter(|_| budget.take(now, &to, 1)).count();
+        let mut burst = |now| (0..10).filter(|_| budget.take(now, &to, 1, true)).count();
         assert_eq!(burst(Time(0)), 5);
         assert_eq!(burst(Time(1)), 0);
         budget.answered(Time(2), &to);
-        let mut burst = |now| (0..10).filter(|_| budget.take(now, &to, 1)).count();
+        let mut burst = |now| (0..10).filter(|_| budget.take(now, &to, 1, true)).count();
         assert_eq!(burst(Time(3)), 5);
         assert_eq!(burst(Time(1_100_000_000)), 1);
         assert_eq!(burst(Time(20_000_000_000)), 5);
@@ -168,14 +183,15 @@ mod tests {
     #[test]
     fn the_table_is_bounded() {
         let mut budget = Budget::default();
-        let named = (0..1000).filter(|n| budget.take(Time(0), &address(*n), 1)).count();
+        let named = (0..1000).filter(|n| budget.take(Time(0), &address(*n), 1, true)).count();
         assert_eq!(named, MAX_OF_PEER);
-        assert!(budget.take(Time(0), &address(5000), 2));
-        let many = (0..20_000).filter(|n| budget.take(Time(0), &address(10_000 + n), 3 + n / 16)).count();
+        assert!(budget.take(Time(0), &address(5000), 2, true));
+        let many =
+            (0..20_000).filter(|n| budget.take(Time(0), &address(10_000 + n), 3 + n / 16, true)).count();
         assert_eq!((many + named + 1, budget.accounts.len()), (MAX_ADDRESSES, MAX_ADDRESSES));
         let later = Time(0) + FORGOTTEN * 2;
-        assert!(budget.take(later, &address(77_000_000), 9) && budget.accounts.len() == 1);
+        assert!(budget.take(later, &address(77_000_000), 9, true) && budget.accounts.len() == 1);
         let host = |n: u16| SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n], 4000));
-        assert_eq!((0..100).filter(|n| budget.take(later, &host(*n), 9)).count(), 5);
+        assert_eq!((0..100).filter(|n| budget.take(later, &host(*n), 9, true)).count(), 5);
     }
 }

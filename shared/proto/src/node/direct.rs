@@ -418,6 +418,15 @@ impl Node {
     /// A path answers: what it takes is found out, then it may carry.
     fn validated(&mut self, now: Time, p: PeerId, route: Route, took: Duration) {
         let peer = &mut self.peers[p as usize];
+        // One round trip that took long may be a machine's that was busy: it is measured again.
+        let slow = peer.is_looking() && peer.rtt.is_some_and(|relayed| is_slow(took, relayed));
+        if let (Route::Udp(from), false) = (route, slow) {
+            peer.paths.answers(from);
+        }
+        if let Some(r) = peer.paths.resting.iter_mut().find(|r| r.route == route) {
+            (r.rtt, r.since) = (Some(took), now);
+            return self.consider(now, p);
+        }
         if peer.has_path(&route) {
             return;
         }

@@ -54,6 +54,8 @@ pub(super) struct Check {
     asked: VecDeque<([u8; 8], Time)>,
     /// In all.
     pub sent: u32,
+    /// Not asked since it was named, or since a router opened it.
+    fresh: bool,
     /// Not sent, since the address has had enough.
     pub held_back: u32,
     pub rtt: Option<Duration>,
@@ -62,6 +64,7 @@ pub(super) struct Check {
 impl Check {
     fn ask(&mut self, now: Time, challenge: [u8; 8]) {
         self.sent += 1;
+        self.fresh = false;
         self.asked.push_back((challenge, now));
         if self.asked.len() > SCHEDULE.len() {
             self.asked.pop_front();
@@ -170,6 +173,8 @@ impl Paths {
                 self.check(now, *candidate);
             }
             self.theirs = list;
+            // Something else than before may lead to a path: rounds come as fast as at first.
+            self.round_wait = Duration::ZERO;
         }
         if new || self.round.is_none_or(|at| now.since(at) >= ROUND_APART) {
             self.begin_round(now);
@@ -178,13 +183,18 @@ impl Paths {
     }
 
     fn check(&mut self, now: Time, candidate: Candidate) {
-        if self.checks.iter().all(|c| c.candidate.address != candidate.address) {
+        if let Some(check) = self.checks.iter_mut().find(|c| c.candidate.address == candidate.address) {
+            // A router has opened it since, mostly the port that it had given before.
+            check.fresh |= candidate.kind == CandidateKind::Mapped && check.candidate.kind != candidate.kind;
+            check.candidate = candidate;
+        } else {
             self.checks.push(Check {
                 candidate,
                 step: SCHEDULE.len(),
                 round: now,
                 asked: VecDeque::new(),
                 sent: 0,
+                fresh: true,
                 held_back: 0,
                 rtt: None,
             });
@@ -251,10 +261,14 @@ impl Paths {
                 asks.push(Ask::Tell);
             }
         }
-        for check in &mut self.checks {
+        // Those that were not asked, or least, come first, since an address has only so many.
+        let mut turns: Vec<usize> = (0..self.checks.len()).collect();
+        turns.sort_by_key(|i| (!self.checks[*i].fresh, self.checks[*i].sent));
+        for i in turns {
+            let check = &mut self.checks[i];
             while SCHEDULE.get(check.step).is_some_and(|d| now >= check.round + *d) {
                 check.step += 1;
-                if !budget.take(now, &check.candidate.address, peer) {
+                if !budget.take(now, &check.candidate.address, peer, check.fresh) {
                     check.held_back += 1;
                     continue;
                 }
@@ -301,7 +315,6 @@ impl Paths {
         let at = check.asked.iter().find(|(c, _)| c == challenge)?.1;
         let rtt = now.since(at);
         check.asked.clear();
-        check.step = SCHEDULE.len();
         check.rtt = Some(rtt);
         Some(rtt)
     }
@@ -318,9 +331,16 @@ impl Paths {
             self.answered.iter().position(|a| a.to == from && a.challenge == *challenge && a.own == *own)?;
         let rtt = now.since(self.answered.remove(at)?.at);
         if let Some(c) = self.checks.iter_mut().find(|c| c.candidate.address == from) {
-            (c.step, c.rtt) = (SCHEDULE.len(), Some(rtt));
+            c.rtt = Some(rtt);
         }
         Some(rtt)
+    }
+
+    /// Enough is known of the path there: it is asked no more in this round.
+    pub fn answers(&mut self, from: SocketAddr) {
+        if let Some(c) = self.checks.iter_mut().find(|c| c.candidate.address == from) {
+            c.step = SCHEDULE.len();
+        }
     }
 
     /// A path that might carry.
@@ -393,9 +413,40 @@ mod tests {
         }
         assert_eq!(paths.responded(now, A.into(), &a[2]), Some(Duration::from_millis(75)));
         assert_eq!(paths.responded(now, A.into(), &a[2]), None);
-        // Whoever has answered is not asked again in this round.
+        // Whoever has answered is not asked again in this round. Of another address's five one is for a port named late.
+        paths.answers(A.into());
         let asks = play(&mut paths, now, Duration::from_secs(1));
         assert_eq!((challenges(&asks, A).len(), challenges(&asks, B).len()), (0, 2));
+    }
+
+    /// A router opens a port a while after the session stands: it is asked at once, although its address has had nearly
+    /// all that it gets. [P-BUDGET]
+    #[test]
+    fn a_port_that_is_opened_late() {
+        // The port that the router had given before, and another one.
+        let opened = [(A.0, 4000), (A.0, 5000)].iter().flat_map(|to| [100, 300, 1900].map(|ms| (*to, ms)));
+        for (to, opened) in opened {
+            let mapped = Candidate { kind: CandidateKind::Mapped, address: to.into() };
+            let (mut paths, mut budget, mut rng) =
+                (Paths::default(), Budget::default(), Rng::from_seed([1; 32]));
+            let mut play = |paths: &mut Paths, from: u64, until: u64| {
+                let at = |ms: u64| Time(ms * 1_000_000);
+                (from..until).flat_map(|ms| paths.due(at(ms), true, 1, (&mut budget, 0), &mut rng)).count()
+            };
+            paths.told(Time(0), 1, (1, 1, vec![host(A)]), |_| true);
+            let before = play(&mut paths, 0, opened);
+            assert_eq!(before, if opened < 200 { 3 } else { 4 });
+            paths.told(
+                Time(opened * 1_000_000),
+                1,
+                (2, 1, if to == A { vec![mapped] } else { vec![mapped, host(A)] }),
+                |_| true,
+            );
+            play(&mut paths, opened, opened + 1);
+            let asked = paths.checks.iter().find(|c| c.candidate == mapped).map(|c| c.sent as usize);
+            let before = if to == A { before } else { 0 };
+            assert_eq!(asked, Some(before + 1), "{to:?} opened after {opened} ms");
+        }
     }
 
     /// COMPLETE counts once, from where RESPONSE was sent, with both challenges, for a while. [P-VALIDATE]
@@ -430,7 +481,7 @@ mod tests {
         assert!(paths.told(now, 1, (1, 1, vec![host(A), host(B)]), |a| *a == SocketAddr::from(B)));
         assert_eq!(paths.theirs, [host(B)]);
         assert!(!paths.told(now, 1, (1, 1, vec![host(A)]), |_| true), "the same number again");
-        assert_eq!(challenges(&play(&mut paths, now, Duration::from_secs(1)), B).len(), 5);
+        assert_eq!(challenges(&play(&mut paths, now, Duration::from_secs(1)), B).len(), 4);
         for ms in 0..1000 {
             paths.told(now + Duration::from_millis(ms), 1, (1, 1, vec![]), |_| true);
         }
