@@ -282,3 +282,19 @@ fn a_socket_that_is_answered() {
     assert_eq!(sent(&udp), ([own; 2], own));
     assert!(udp.others().is_empty());
 }
+
+/// A router has opened the port: all are answered, and the first of them is in use before the last has come.
+#[test]
+fn of_many_that_are_answered_the_first_are_kept() {
+    let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = peer.local_addr().unwrap();
+    let mut punch = Punch::send(to, &vec![vec![0x80; 40]; 20]).unwrap();
+    let from: Vec<_> = (0..20).map(|_| peer.recv_from(&mut [0; 100]).unwrap().1).collect();
+    peer.send_to(&[0x81; 40], from[5]).unwrap();
+    let first = punch.answered();
+    from.iter().for_each(|a| drop(peer.send_to(&[0x82; 40], a)));
+    let others = punch.answered();
+    assert_eq!((first.len(), others.len(), punch.answered().len()), (1, 1, 0));
+    let port = std::net::UdpSocket::from(first.into_iter().next().unwrap()).local_addr().unwrap();
+    assert_eq!(port.port(), from[5].port());
+}

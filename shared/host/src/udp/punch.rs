@@ -21,6 +21,8 @@ pub struct Punch {
     /// Of all of them: they are many.
     epoll: Epoll,
     sockets: Vec<Option<UdpSocket>>,
+    /// How many more are kept: where all are answered, the first are in use before the last.
+    room: usize,
 }
 
 impl Punch {
@@ -49,7 +51,7 @@ impl Punch {
             epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, sockets.len() as u64))?;
             sockets.push(Some(socket));
         }
-        Ok(Punch { to, epoll, sockets })
+        Ok(Punch { to, epoll, sockets, room: MAX_OF_ADDRESS })
     }
 
     /// Where they have sent to.
@@ -57,7 +59,8 @@ impl Punch {
         self.to
     }
 
-    /// The sockets to which that address has sent: they are no more of this. What came is not read yet.
+    /// The sockets to which that address has sent: they are no more of this. What came is not read yet. Once there were as
+    /// many as an address may have, the others are closed.
     pub fn answered(&mut self) -> Vec<OwnedFd> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let ready = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
@@ -66,7 +69,8 @@ impl Punch {
             let Some(slot) = self.sockets.get_mut(event.data() as usize) else { continue };
             let Some(socket) = slot else { continue };
             match socket.peek_from(&mut [0; 1]) {
-                Ok((_, from)) if from == self.to => {
+                Ok((_, from)) if from == self.to && self.room > 0 => {
+                    self.room -= 1;
                     let _gone_with_it = self.epoll.delete(&*socket);
                     found.extend(slot.take().map(OwnedFd::from));
                 }
@@ -76,6 +80,9 @@ impl Punch {
                     let _nothing_there = socket.recv_from(&mut [0; 1]);
                 }
             }
+        }
+        if self.room == 0 {
+            self.sockets.clear();
         }
         found
     }
