@@ -206,10 +206,16 @@ mod tests {
     fn what_is_not_known_is_not_said_to_be() {
         let mut n =
             Netcheck { udp: false, ipv4: None, port_map: None, clock_ahead: None, forged: 2, ..found() };
-        let no_tcp = (None, None, Some("tcp 203.0.113.2:443: refused".to_owned()));
-        let (tcp_by, tcp_connect, tcp_problem) = no_tcp;
-        let silent = NetcheckServer { udp: false, stun: false, rtt: None, ..n.servers[0].clone() };
-        n.servers[0] = NetcheckServer { tcp: Some(false), tcp_by, tcp_connect, tcp_problem, ..silent };
+        n.servers[0] = NetcheckServer {
+            udp: false,
+            stun: false,
+            rtt: None,
+            tcp: Some(false),
+            tcp_by: None,
+            tcp_connect: None,
+            tcp_problem: Some("tcp 203.0.113.2:443: refused".into()),
+            ..n.servers[0].clone()
+        };
         let expected = [
             "UDP       no  IPv4  no answer  IPv6  no answer",
             "Relays    relay.example.net:443  no answer by udp, no tcp: tcp 203.0.113.2:443: refused",

@@ -108,12 +108,18 @@ impl Findings {
 
 /// The relays of a network, and the servers of the configuration.
 pub fn servers(relays: &[RelayStatus], stun: &[HostPort], extent: Extent) -> Vec<Server> {
-    // One that is reached by TCP is at the other end of a tunnel: its own address is not known.
-    let by_udp = |r: &RelayStatus| r.address.filter(|a| !a.ip().is_loopback());
-    let wanted = |r: &&RelayStatus| extent == Extent::All || r.address.is_none() || by_udp(r).is_some();
-    let relay = |r: &RelayStatus| Server { place: r.place.clone(), relay: Some(r.relay), address: by_udp(r) };
+    let wanted = |r: &&RelayStatus| extent == Extent::All || !by_tunnel(r);
+    let relay = |r: &RelayStatus| {
+        let address = r.address.filter(|_| !by_tunnel(r));
+        Server { place: r.place.clone(), relay: Some(r.relay), address }
+    };
     let other = |place: &HostPort| Server { place: place.clone(), relay: None, address: None };
     relays.iter().filter(wanted).map(relay).chain(stun.iter().map(other)).collect()
+}
+
+/// One that is reached by TCP is at the other end of a tunnel: its own address is not known, and its answers are none of UDP.
+fn by_tunnel(relay: &RelayStatus) -> bool {
+    relay.address.is_some_and(|a| a.ip().is_loopback())
 }
 
 /// What a relay alone tells, without a network and without a daemon.
@@ -164,11 +170,12 @@ async fn by_tcp(servers: &[Server]) -> HashMap<usize, Result<(String, Duration),
             // It blocks, and goes on for a while when it is not waited for any more.
             let thread = std::thread::Builder::new().name("sm-netcheck".into()).spawn(connect);
             let connected = match thread {
-                Ok(_) => timeout(TCP, receiver).await,
-                Err(e) => Ok(Ok(Err(e.to_string()))),
+                Ok(_) => match timeout(TCP, receiver).await {
+                    Ok(Ok(connected)) => connected,
+                    _ => Err(format!("no connection within {} s", TCP.as_secs_f64())),
+                },
+                Err(e) => Err(e.to_string()),
             };
-            let slow = || Err(format!("no connection within {} s", TCP.as_secs_f64()));
-            let connected = connected.unwrap_or_else(|_| Ok(slow())).unwrap_or_else(|_| slow());
             (number, connected.map(|by| (by, began.elapsed())))
         })
     });

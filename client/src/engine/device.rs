@@ -99,10 +99,10 @@ impl Device {
             }
         }
         if frame.vnet.is_none() {
-            return self.write_plain(frame.head, drops);
+            return self.send_plain(queue, frame.head, drops);
         }
         for plain in frame.plain() {
-            self.write_plain(&plain, drops)?;
+            self.send_plain(queue, &plain, drops)?;
         }
         Ok(())
     }
@@ -112,9 +112,13 @@ impl Device {
     /// # Errors
     /// As [`Device::write`].
     pub fn write_plain(&self, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
+        self.send_plain(self.queue_of(frame), frame, drops)
+    }
+
+    fn send_plain(&self, queue: usize, frame: &[u8], drops: &mut Drops) -> io::Result<()> {
         let pieces = [IoSlice::new(&COMPLETE), IoSlice::new(frame)];
         let first = usize::from(!self.tap().options().vnet);
-        self.outcome(self.taps[self.queue_of(frame)].send(&pieces[first..]), drops)
+        self.outcome(self.taps[queue].send(&pieces[first..]), drops)
     }
 
     /// The queue that this frame's flow is to have from now on.

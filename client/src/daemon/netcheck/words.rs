@@ -1,7 +1,7 @@
 //! What was found, in words: for programs, and the sentence of advice for people.
 
 use super::behaviour::Depends;
-use super::{Findings, Found, Server};
+use super::{Findings, Found, Server, by_tunnel};
 use crate::daemon::mapping::MappingState;
 use shadowmesh_control::{Netcheck, NetcheckFamily, NetcheckServer};
 use shadowmesh_proto::RelayStatus;
@@ -17,13 +17,9 @@ pub fn report(
         let link = relays.iter().find(|r| s.relay == Some(r.relay));
         let answered = [&findings.four, &findings.six].map(|f| f.answered.get(&i));
         let best = answered.iter().flatten().map(|a| a.0).min();
-        let (tcp, took) = match findings.tcp.get(&i) {
-            Some(Ok((by, took))) => (Some(Ok(by.clone())), Some(took.as_secs_f64())),
-            Some(Err(why)) => (Some(Err(why.clone())), None),
-            None => (None, None),
-        };
-        // By a tunnel there is an answer that is none of UDP.
-        let link = link.filter(|l| l.address.is_none_or(|a| !a.ip().is_loopback()));
+        let tcp = findings.tcp.get(&i).map(Result::as_ref);
+        let connected = tcp.and_then(Result::ok);
+        let link = link.filter(|l| !by_tunnel(l));
         let rtt = best.or(link.filter(|l| l.up).and_then(|l| l.rtt));
         NetcheckServer {
             kind: if s.relay.is_some() { "relay" } else { "stun" }.into(),
@@ -32,10 +28,10 @@ pub fn report(
             stun: best.is_some(),
             second_port: answered.iter().flatten().any(|a| a.1),
             rtt: rtt.map(|d| d.as_secs_f64()),
-            tcp: tcp.as_ref().map(Result::is_ok),
-            tcp_by: tcp.as_ref().and_then(|t| t.clone().ok()),
-            tcp_connect: took,
-            tcp_problem: tcp.and_then(Result::err),
+            tcp: tcp.map(|t| t.is_ok()),
+            tcp_by: connected.map(|(by, _)| by.clone()),
+            tcp_connect: connected.map(|(_, took)| took.as_secs_f64()),
+            tcp_problem: tcp.and_then(Result::err).cloned(),
             problem: findings.unknown.get(&i).cloned(),
         }
     };

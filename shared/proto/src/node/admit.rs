@@ -231,10 +231,10 @@ impl Node {
         let locator =
             self.invites.get(opened.local - 1).map(|i| i.locator).ok_or(DropReason::BadHandshake)?;
         if self.guests.len() >= MAX_GUESTS {
-            let silent = |g: &&Guest| now.since(g.heard) >= GUEST_SILENT && !g.verifying;
-            let longest = self.guests.iter().filter(silent).min_by_key(|g| g.heard).map(|g| g.aside.session);
-            let g = longest.and_then(|s| self.guests.iter().position(|g| g.aside.session == s));
-            let guest = self.guests.swap_remove(g.ok_or(DropReason::OverLimit)?);
+            let silent = |g: &Guest| now.since(g.heard) >= GUEST_SILENT && !g.verifying;
+            let guests = self.guests.iter().enumerate().filter(|(_, g)| silent(g));
+            let (longest, _) = guests.min_by_key(|(_, g)| g.heard).ok_or(DropReason::OverLimit)?;
+            let guest = self.guests.swap_remove(longest);
             self.close_aside(&guest.aside);
         }
         let aside = self.open_aside(now, opened, None, &[])?;

@@ -427,7 +427,7 @@ impl Node {
             (r.rtt, r.since) = (Some(took), now);
             return self.consider(now, p);
         }
-        if peer.has_path(&route) {
+        if peer.route == Some(route) {
             return;
         }
         let mut mtu = PathMtu::of_peer(&peer.path);

@@ -413,7 +413,7 @@ mod tests {
         }
         assert_eq!(paths.responded(now, A.into(), &a[2]), Some(Duration::from_millis(75)));
         assert_eq!(paths.responded(now, A.into(), &a[2]), None);
-        // Whoever has answered is not asked again in this round. Of another address's five one is for a port named late.
+        // Whoever has answered is not asked again in this round.
         paths.answers(A.into());
         let asks = play(&mut paths, now, Duration::from_secs(1));
         assert_eq!((challenges(&asks, A).len(), challenges(&asks, B).len()), (0, 2));
