@@ -20,8 +20,9 @@ use std::time::Duration;
 /// What was counted is told so long after something came.
 const COUNTED: Duration = Duration::from_millis(100);
 
-/// Datagrams from other receiving halves that wait at most; then they are dropped.
-pub const HANDED: usize = 256;
+/// Datagrams from other receiving halves that wait at most; then they are dropped. A relay joins datagrams of several lanes, so
+/// most of a few joined messages may be handed on before the other is on a processor.
+pub const HANDED: usize = 1024;
 
 /// A datagram for another receiving half, and from where it came.
 pub type Handed = (SocketAddr, Vec<u8>);
