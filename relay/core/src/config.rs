@@ -70,7 +70,7 @@ impl Default for Config {
             puzzle_above: 500,
             client_rate: None,
             network_rate: None,
-            anonymous_rate: 256 << 10,
+            anonymous_rate: 1 << 20,
             idle: Duration::from_secs(90),
             rotation_grace: Duration::from_secs(60),
             former_lifetime: Duration::from_secs(30 * 86_400),

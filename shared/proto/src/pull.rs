@@ -1,5 +1,5 @@
-//! Pull by hash: how everything large moves inside a session. The requester drives, in chunks, idempotent, at most
-//! [`WINDOW`] outstanding [P-PULL]; the holder answers from a table of blobs and keeps nothing else.
+//! Pull by hash: how everything large moves inside a session. The requester drives, in chunks, idempotent, of which a window
+//! is outstanding [P-PULL]; the holder answers from a table of blobs and keeps nothing else.
 
 use crate::Time;
 use shadowmesh_crypto::kdf::{self, Hash, Label};
@@ -7,8 +7,9 @@ use shadowmesh_wire::control::{CHUNK, Control, MAX_CHUNKS};
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// Chunks asked for and not yet here.
-pub(crate) const WINDOW: usize = 8;
+/// Chunks asked for and not yet here: at first and at least, and at most once they come in time.
+const WINDOW: usize = 8;
+const MAX_WINDOW: usize = 32;
 /// An answer is late after this, or after one and a half round trips, if that is less.
 const REPEAT: Duration = Duration::from_millis(300);
 /// And never sooner.
@@ -39,9 +40,9 @@ struct Chunk {
 
 impl Pull {
     /// Fills the window: chunks not asked for yet, and those whose answer is late.
-    fn ask(&mut self, now: Time, late: Duration) -> Vec<Control> {
+    fn ask(&mut self, now: Time, late: Duration, window: usize) -> Vec<Control> {
         let fresh = |c: &Chunk| c.bytes.is_none() && c.asked.is_some_and(|at| now < at + late);
-        let mut room = WINDOW.saturating_sub(self.chunks.iter().filter(|c| fresh(c)).count());
+        let mut room = window.saturating_sub(self.chunks.iter().filter(|c| fresh(c)).count());
         let mut out = vec![];
         for (i, c) in self.chunks.iter_mut().enumerate() {
             if room == 0 {
@@ -62,11 +63,14 @@ pub(crate) struct Puller {
     waiting: VecDeque<Hash>,
     current: Option<Pull>,
     late: Duration,
+    /// One more for each chunk that comes, half after one is late: a long way takes as many round trips as a short one, a
+    /// narrow one is not filled.
+    window: usize,
 }
 
 impl Default for Puller {
     fn default() -> Self {
-        Puller { waiting: VecDeque::new(), current: None, late: REPEAT }
+        Puller { waiting: VecDeque::new(), current: None, late: REPEAT, window: WINDOW }
     }
 }
 
@@ -96,7 +100,7 @@ impl Puller {
         let Some(hash) = self.waiting.pop_front() else { return vec![] };
         let chunks = vec![Chunk::default()];
         let pull = self.current.insert(Pull { hash, chunks, known: false, progress: now });
-        pull.ask(now, self.late)
+        pull.ask(now, self.late, self.window)
     }
 
     /// A chunk came. Gives the blob when it is whole (its hash is the caller's to check: facts and blobs are hashed
@@ -126,13 +130,14 @@ impl Puller {
         if place.bytes.is_none() {
             place.bytes = Some(bytes);
             p.progress = now;
+            self.window = MAX_WINDOW.min(self.window + 1);
         }
         if p.chunks.iter().all(|c| c.bytes.is_some()) {
             let blob = p.chunks.iter().filter_map(|c| c.bytes.as_ref()).flatten().copied().collect();
             self.current = None;
             return (Some(blob), self.next(now));
         }
-        (None, p.ask(now, self.late))
+        (None, p.ask(now, self.late, self.window))
     }
 
     /// When to call [`Puller::handle_timeout`].
@@ -144,13 +149,17 @@ impl Puller {
 
     /// Asks again for what did not come. The second value names a blob that was given up.
     pub fn handle_timeout(&mut self, now: Time) -> (Vec<Control>, Option<Hash>) {
+        let late = self.deadline().is_some_and(|d| d <= now);
         let Some(p) = self.current.as_mut() else { return (vec![], None) };
         if now.since(p.progress) >= PATIENCE {
             let lost = p.hash;
             self.current = None;
             return (self.next(now), Some(lost));
         }
-        (p.ask(now, self.late), None)
+        if late {
+            self.window = WINDOW.max(self.window / 2);
+        }
+        (p.ask(now, self.late, self.window), None)
     }
 }
 
@@ -185,6 +194,29 @@ mod tests {
     use super::*;
     use crate::Rng;
 
+    /// [P-PULL] The window: one more for each chunk that comes, to its bound; half after one is late.
+    #[test]
+    fn what_comes_widens_the_window() {
+        let blob = vec![7; usize::from(MAX_CHUNKS) * CHUNK];
+        let hash = blob_hash(&blob);
+        let (mut p, mut now, mut out) = (Puller::default(), Time(0), vec![]);
+        let mut asked = p.want(now, hash);
+        for _ in 0..5 {
+            out.push(asked.len());
+            let mut next = vec![];
+            for c in std::mem::take(&mut asked) {
+                let Control::Pull { hash, chunk } = c else { panic!() };
+                let Control::Chunk { count, bytes, .. } = serve(Some(&blob), hash, chunk) else { panic!() };
+                next.extend(p.chunk(now, &hash, chunk, count, bytes).1);
+            }
+            asked = next;
+        }
+        assert_eq!(out, [1, 9, 18, 32, 32]);
+        assert!(p.handle_timeout(now).0.is_empty(), "nothing is late yet");
+        now = p.deadline().unwrap();
+        assert_eq!(p.handle_timeout(now).0.len(), 16);
+    }
+
     /// [P-PULL] Any loss on the way: the blob arrives whole, or the pull ends; never more than the window outstanding.
     #[test]
     fn pulls_under_loss() {
@@ -195,7 +227,7 @@ mod tests {
             let (mut p, mut now, mut got) = (Puller::default(), Time(0), None);
             let mut requests = p.want(now, hash);
             for _ in 0..10_000 {
-                assert!(requests.len() <= WINDOW);
+                assert!(requests.len() <= MAX_WINDOW);
                 let mut more = vec![];
                 for r in requests {
                     let Control::Pull { hash: h, chunk } = r else { panic!() };

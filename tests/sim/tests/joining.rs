@@ -81,15 +81,21 @@ fn copy(invite: &Invite) -> Invite {
     invite.to_url().parse().expect("its URL")
 }
 
-/// In within a second at 10 ms to the relay, and everyone reaches the new member. [P-SINGLE-USE] [P-ROOT]
+/// In within 13 round trips to the inviter, or 200 ms if the relay is near, where nothing is lost; and everyone reaches the
+/// new member. [P-SINGLE-USE] [P-ROOT]
 #[test]
 fn joins_and_is_reached_by_all() {
-    let mut w = world(1, Weather { delay: Duration::from_millis(10), ..Weather::CALM });
+    joins_within(Duration::from_millis(200), Duration::from_millis(1));
+    joins_within(Duration::from_millis(13 * 4 * 50), Duration::from_millis(50));
+}
+
+fn joins_within(most: Duration, delay: Duration) {
+    let mut w = world(1, Weather { delay, ..Weather::CALM });
     let i = invite(&mut w, EPOCH + DAY);
     let (j, identity) = begin(&mut w, 1, i);
     let began = w.now;
     let joined = finish(&mut w, j, Duration::from_secs(10)).expect("joined");
-    assert!(w.now.since(began) < Duration::from_secs(1), "it took {:?}", w.now.since(began));
+    assert!(w.now.since(began) < most, "it took {:?}", w.now.since(began));
     let n = w.enter_joined(identity, joined.facts);
     w.run(Duration::from_secs(2));
     let numbers: Vec<u64> = (0..3).flat_map(|o| [w.send(n, o, 100), w.send(o, n, 100)]).collect();
