@@ -8,6 +8,7 @@ use crate::snapshot::{Install, PeerId, Snapshot, THREADS};
 use crate::time::earlier;
 use crate::work::{Work, WorkDone};
 use crate::{Opener, Sealer, Time};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub struct Endpoint<D> {
     most_sealed: [u64; THREADS],
     out: VecDeque<(SocketAddr, Vec<u8>)>,
     frames: VecDeque<Vec<u8>>,
+    /// When the node has something to do, once that was asked since it changed: every peer is asked for it.
+    due: Cell<Option<Option<Time>>>,
 }
 
 impl<D: DataHalf> Endpoint<D> {
@@ -38,6 +41,7 @@ impl<D: DataHalf> Endpoint<D> {
             most_sealed: [0; THREADS],
             out: VecDeque::new(),
             frames: VecDeque::new(),
+            due: Cell::default(),
         }
     }
 
@@ -65,7 +69,7 @@ impl<D: DataHalf> Endpoint<D> {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.node.poll_timeout().is_some_and(|(at, _)| at <= now) {
+        if self.deadline().is_some_and(|at| at <= now) {
             self.node.handle_timeout(now);
         }
         self.settle(now);
@@ -80,6 +84,7 @@ impl<D: DataHalf> Endpoint<D> {
     /// Takes over what the node has decided: keys first, then the snapshot that names them, then what it sends.
     /// [P-INSTALL]
     pub fn settle(&mut self, now: Time) {
+        self.due.set(None);
         while let Some(install) = self.node.poll_install() {
             self.data.install(install);
         }
@@ -98,7 +103,11 @@ impl<D: DataHalf> Endpoint<D> {
 
     /// When to call [`Endpoint::handle_timeout`].
     pub fn deadline(&self) -> Option<Time> {
-        self.node.poll_timeout().map(|(at, _)| at)
+        let asked = || self.node.poll_timeout().map(|(at, _)| at);
+        let due = self.due.get().unwrap_or_else(asked);
+        debug_assert_eq!(due, asked(), "the node was changed, and not settled");
+        self.due.set(Some(due));
+        due
     }
 
     /// A datagram that the node wants sent.

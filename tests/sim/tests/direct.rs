@@ -88,6 +88,7 @@ fn symmetric_with_strict() {
             let mapping = if kinds.contains(&NatKind::SYMMETRIC) { Dependent } else { Independent };
             let now = w.now;
             w.nodes[n].endpoint.node.set_mapping(now, mapping);
+            w.nodes[n].endpoint.settle(now);
         }
         if let Some(took) = until_direct(&mut w, Duration::from_secs(10)) {
             direct += u32::from(took < Duration::from_secs(5));
@@ -103,10 +104,12 @@ fn symmetric_with_strict() {
     let victim = SocketAddr::from(([203, 0, 113, 9], 53));
     let now = w.now;
     w.nodes[0].endpoint.node.set_mapping(now, Independent);
+    w.nodes[0].endpoint.settle(now);
     w.nodes[1].endpoint.node.set_mapping(now, Dependent);
     w.cut.insert((address(0), address(1)));
     let list = vec![Candidate { kind: CandidateKind::Reflexive, address: victim }];
     w.nodes[1].endpoint.node.set_candidates(now, list);
+    w.nodes[1].endpoint.settle(now);
     until_direct(&mut w, Duration::from_secs(60));
     let (got, probed) = (w.sent_to(victim.ip()), w.sent_to(address(1).ip()));
     assert!(
@@ -288,6 +291,7 @@ fn many_changes_of_network() {
             w.nats.get_mut(&0).expect("a NAT")[0].restart();
         }
         w.nodes[0].endpoint.node.network_changed(now);
+        w.nodes[0].endpoint.settle(now);
         w.drain(0);
         w.run(50 * MS);
         let took = until_direct(&mut w, Duration::from_secs(3));
@@ -354,6 +358,7 @@ fn nearby_without_a_relay() {
             let there: Vec<_> = forged.then_some(victim).into_iter().chain([address(1 - n)]).collect();
             let (found, now) = ([(w.nodes[1 - n].id, there)], w.now);
             w.nodes[n].endpoint.node.set_nearby(now, &found);
+            w.nodes[n].endpoint.settle(now);
             w.drain(n);
         }
         let most = Duration::from_secs(if forged { 30 } else { 1 });

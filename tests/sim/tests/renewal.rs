@@ -24,6 +24,7 @@ fn days_pass(w: &mut World, days: u64) {
     for n in 0..w.nodes.len() {
         let now = w.now;
         w.nodes[n].endpoint.node.set_wall(now, EPOCH + days * DAY + now.0 / 1_000_000_000);
+        w.nodes[n].endpoint.settle(now);
     }
 }
 

@@ -321,6 +321,7 @@ fn sixteen_farewells_at_once() {
         for fact in [certificate, tombstone] {
             let now = w.now;
             w.nodes[0].endpoint.node.add_fact(now, fact);
+            w.nodes[0].endpoint.settle(now);
         }
         w.enter_joined(identity, known.to_vec());
     }

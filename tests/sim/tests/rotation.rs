@@ -123,6 +123,7 @@ fn others(w: &mut World, n: usize) {
         for (signer, body) in [(&**admin, Body::Certificate(certificate)), (&identity, Body::Leaf(leaf))] {
             let fact = Fact::sign(signer, network, id, 100 + u64::from(i), unix - DAY, &body);
             w.nodes[n].endpoint.node.add_fact(w.now, fact.expect("a fact"));
+            w.nodes[n].endpoint.settle(w.now);
         }
     }
 }
@@ -222,6 +223,7 @@ fn the_secret_waits_for_the_tombstone() {
     for n in 0..4 {
         let now = w.now;
         w.nodes[n].endpoint.node.add_fact(now, STAGE.access.clone());
+        w.nodes[n].endpoint.settle(now);
     }
     w.run(SECONDS(5));
     // The admin is away.

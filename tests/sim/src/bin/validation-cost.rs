@@ -58,6 +58,7 @@ fn main() {
         w.run(Duration::from_secs(70));
         let now = w.now;
         w.nodes[0].endpoint.node.network_changed(now);
+        w.nodes[0].endpoint.settle(now);
         let mut took = [Duration::ZERO; 2];
         for _ in 0..10 {
             w.now = w.now + Duration::from_millis(30);
