@@ -4,6 +4,7 @@
 use igd_next::aio::Gateway;
 use igd_next::aio::tokio::{Tokio, search_gateway};
 use igd_next::{AddPortError, PortMappingProtocol, SearchOptions};
+use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use shadowmesh_control::Problem;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +16,8 @@ const SEARCH: Duration = Duration::from_millis(2500);
 const SEARCHES: u32 = 2;
 /// A request is answered by then.
 const ANSWER: Duration = Duration::from_secs(2);
+/// A document of a router, and the tree that the library makes of it: who answers has so much, and ends with it.
+const MEMORY: u64 = 32 << 20;
 /// How a mapping is called in the router's list.
 const DESCRIPTION: &str = "ShadowMesh";
 
@@ -61,6 +64,11 @@ impl Said {
 pub fn main(text: &str) -> Result<String, Problem> {
     let asked: Asked =
         serde_json::from_str(text).map_err(|e| Problem::failed(format!("this cannot be asked: {e}")))?;
+    // What it is started by is called `exe`.
+    let _called_otherwise = nix::sys::prctl::set_name(c"shadowmesh-upnp");
+    // Of what is written to: stacks and heap.
+    setrlimit(Resource::RLIMIT_DATA, MEMORY, MEMORY)
+        .map_err(|e| Problem::failed(format!("no limit of memory: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Problem::failed(format!("nothing can be run here: {e}")))?;
     let said = runtime.block_on(ask(&asked)).unwrap_or_else(Said::Failed);

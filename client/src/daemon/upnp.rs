@@ -1,7 +1,7 @@
 //! Ports of a router by UPnP (Internet Gateway Device), asked for in a process of its own.
 //!
-//! Whoever on the LAN answers first sends XML, and the library reads it by recursion: a document that is deep enough ends
-//! the process that reads it. So that is a child, which lives as long as a request, and the daemon reads one line of it.
+//! Whoever on the LAN answers first sends XML, and the library makes a tree of it, seventy times its size. So that is a
+//! child with a limit of memory, which lives as long as a request, and the daemon reads one line of it.
 
 use crate::upnp::{Asked, Said};
 use shadowmesh_crypto::Secret;

@@ -3,10 +3,12 @@
 
 use nix::sys::signal::Signal;
 use shadowmesh_netns_tests::{
-    Host, Lab, Machine, Process, Ways, make_relay, mapped_ports, spawn_miniupnpd, spawn_relay, udp_arrived,
-    wait_for_relay, wait_until,
+    Host, Lab, Machine, Process, Ways, make_relay, mapped_ports, rss, spawn_miniupnpd, spawn_relay,
+    udp_arrived, wait_for_relay, wait_until,
 };
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const SECONDS: Duration = Duration::from_secs(1);
@@ -189,4 +191,87 @@ fn a_router_that_opens_nothing_is_said_and_keeps_nothing_waiting() {
     let before = shadowmesh_host::clock::Clock::new();
     town.home.must(&["down"]);
     assert!(before.now() < 3 * SECONDS, "{:?}", before.now());
+}
+
+/// What a document of a router is, in the end of each kind of hostility.
+fn hostile_document(mut to: TcpStream, kind: &str) {
+    let deep = || ["<a>".repeat(100_000), "</a>".repeat(100_000)].concat();
+    let head =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nConnection: close\r\n\r\n<?xml version=\"1.0\"?>";
+    let _asked = to.read(&mut [0; 4096]);
+    let mut said = to.write_all(head.as_bytes());
+    match kind {
+        "deep" => said = said.and_then(|()| to.write_all(deep().as_bytes())),
+        "wide" => {
+            let wide = format!("<a>{}</a>", "<b c=\"d\"/>".repeat(90_000));
+            said = said.and_then(|()| to.write_all(wide.as_bytes()));
+        }
+        _ => {
+            while said.is_ok() {
+                said = to.write_all(&[b' '; 1 << 16]);
+            }
+        }
+    }
+    drop(said);
+}
+
+/// Answers every search of UPnP, and serves what would harm who reads it, until `stop`. Counts what was fetched.
+fn hostile_router(kind: &'static str, fetched: &AtomicUsize, stop: &AtomicBool) {
+    let search = UdpSocket::bind("0.0.0.0:1900").unwrap();
+    search.join_multicast_v4(&Ipv4Addr::new(239, 255, 255, 250), &Ipv4Addr::new(192, 168, 1, 1)).unwrap();
+    search.set_read_timeout(Some(SECONDS / 10)).unwrap();
+    let web = TcpListener::bind("192.168.1.1:5000").unwrap();
+    web.set_nonblocking(true).unwrap();
+    let answer = "HTTP/1.1 200 OK\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\
+                  LOCATION: http://192.168.1.1:5000/root.xml\r\n\r\n";
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok((_, from)) = search.recv_from(&mut [0; 2048]) {
+            search.send_to(answer.as_bytes(), from).unwrap();
+        }
+        while let Ok((connection, _)) = web.accept() {
+            connection.set_nonblocking(false).unwrap();
+            connection.set_write_timeout(Some(SECONDS)).unwrap();
+            fetched.fetch_add(1, Ordering::Relaxed);
+            std::thread::spawn(move || hostile_document(connection, kind));
+        }
+    }
+}
+
+/// Documents that are deep, wide, or without end: what reads them ends, alone, and held no more than 32 MiB.
+#[test]
+fn a_hostile_router_harms_nobody() {
+    let town = Town::new("hostile router", Ways { natpmp: false, upnp: false }, "");
+    let daemon = town.home.processes()[0];
+    let reasons = || -> Vec<String> {
+        let of = |l: &&str| l.contains("no port is mapped") && !l.contains("is being looked at");
+        town.home.log().lines().filter(of).map(str::to_owned).collect()
+    };
+    for kind in ["deep", "wide", "endless"] {
+        town.home.must(&["down", "--network", "town"]);
+        let (fetched, stop, before) = (AtomicUsize::new(0), AtomicBool::new(false), reasons().len());
+        let most = std::thread::scope(|scope| {
+            scope.spawn(|| town.router.enter(|| hostile_router(kind, &fetched, &stop)));
+            town.home.must(&["up", "--network", "town"]);
+            let mut most = 0.0f64;
+            let reads = |pid: &u32| {
+                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                name.trim() == "shadowmesh-upnp"
+            };
+            wait_until("the reason", 30 * SECONDS, || {
+                most = town.home.host.processes().into_iter().filter(reads).map(rss).fold(most, f64::max);
+                (reasons().len() > before).then_some(())
+            });
+            stop.store(true, Ordering::Relaxed);
+            most
+        });
+        println!(
+            "{kind}: {} fetched, {most} KiB at most; {:?}",
+            fetched.load(Ordering::Relaxed),
+            reasons().last()
+        );
+        assert!(fetched.load(Ordering::Relaxed) > 0, "nobody has read it");
+        assert!(most > 0.0 && most < f64::from(48 << 10), "{most} KiB");
+        assert_eq!((town.mapping(), town.home.processes().first()), (None, Some(&daemon)));
+    }
+    assert!(rss(daemon) < f64::from(64 << 10));
 }
