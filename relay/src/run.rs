@@ -18,7 +18,7 @@ use shadowmesh_host::privilege::{self, DropOptions, PrivilegeError};
 use shadowmesh_host::ration::Ration;
 use shadowmesh_host::service::{Notice, notify, raise_session};
 use shadowmesh_host::store::{self, Dir};
-use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp};
+use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp, several_addresses};
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::HostPort;
 use shadowmesh_proto::Time;
@@ -48,7 +48,7 @@ const STRANGERS_BATCH: usize = BATCH / 4;
 const BUSY: Duration = Duration::from_millis(20);
 /// Between tries to save a state that could not be saved.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
-/// Between looks at the wall clock.
+/// Between looks at the wall clock, and at this machine's addresses.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the relay until it is told to stop.
@@ -134,6 +134,7 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
         clock_at: time(&clock) + CLOCK_EVERY,
         not_sent: 0,
     };
+    looped.answer_where_asked();
     // The new epoch must be on disk before the first slot is given out.
     if !looped.drain_events(time(&clock)) {
         return Err(Problem::failed("the relay's state cannot be written, so it cannot run").fix(
@@ -338,6 +339,7 @@ impl Loop {
             if now >= self.clock_at {
                 self.clock_at = now + CLOCK_EVERY;
                 self.relay.set_clock(now, self.clock.unix());
+                self.answer_where_asked();
             }
             if self.relay.poll_timeout().is_some_and(|t| t <= now) {
                 self.relay.handle_timeout(now);
@@ -357,6 +359,14 @@ impl Loop {
                 self.desk.answer(report);
             }
             self.hear_streams();
+        }
+    }
+
+    /// Addresses come and go while it runs.
+    fn answer_where_asked(&mut self) {
+        let several = several_addresses();
+        for udp in [&mut self.udp].into_iter().chain(&mut self.stun) {
+            udp.answer_where_heard(several);
         }
     }
 

@@ -12,13 +12,15 @@
 //! belong to a session (the top bit is set: data, by relay), and all else, which any stranger can send. So a flood of the
 //! second kind fills a queue of its own, and not the one that sessions wait in; and what is not taken from there
 //! ([`crate::ration`]) is dropped by the kernel before it costs this process anything.
+//!
+//! A relay on a machine with several addresses answers from the one it was asked at ([`Udp::answer_where_heard`]).
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -117,6 +119,8 @@ pub struct Udp {
     /// Sockets by which one address is reached, the newest last ([`Udp::adopt`]); and is there any?
     others: RwLock<Vec<Arc<Other>>>,
     any_others: AtomicBool,
+    /// Where who was heard ([`Udp::answer_where_heard`]).
+    heard: Option<Mutex<Heard>>,
 }
 
 /// A socket by which one address is reached.
@@ -213,7 +217,22 @@ impl Udp {
             turn: AtomicUsize::new(0),
             others: RwLock::default(),
             any_others: AtomicBool::new(false),
+            heard: None,
         })
+    }
+
+    /// From now on what is sent to somebody leaves by the address at which that one was heard last, where this machine has
+    /// several ([`several_addresses`]); that costs something for each message. Again with `false`: no more.
+    pub fn answer_where_heard(&mut self, yes: bool) {
+        if yes != self.heard.is_some() {
+            for socket in self.sockets.iter().filter(|s| s.local.ip().is_unspecified()) {
+                for fd in Queue::Both.of(socket) {
+                    // Any kernel has it; without it the routing table chooses, as ever.
+                    let _an_odd_kernel = mmsg::tell_local(fd, socket.local.is_ipv4(), yes);
+                }
+            }
+            self.heard = yes.then(Mutex::default);
+        }
     }
 
     /// What is bound, with the ports that were chosen.
@@ -255,6 +274,19 @@ impl Udp {
         self.sockets.iter().position(|s| s.local.is_ipv4() == to.is_ipv4())
     }
 
+    /// The same, and what it must be told to send from, to answer where one was heard.
+    fn way_to(&self, to: &SocketAddr, heard: Option<&Heard>) -> Option<(usize, Option<IpAddr>)> {
+        let Some(local) = heard.and_then(|h| h.of(to)) else { return Some((self.socket_for(to)?, None)) };
+        match self.sockets.iter().position(|s| s.local.ip() == local) {
+            Some(bound) => Some((bound, None)),
+            None => Some((self.socket_for(to)?, Some(local))),
+        }
+    }
+
+    fn heard(&self) -> Option<std::sync::MutexGuard<'_, Heard>> {
+        Some(self.heard.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// From now on the kernel may join datagrams of one sender and one size (UDP_GRO, Linux 5.0), and what is sent is
     /// joined for it (UDP_SEGMENT, 4.18). Who receives gives each message [`JOINED`] bytes of room.
     pub fn use_offloads(&mut self) {
@@ -290,12 +322,16 @@ impl Udp {
         let most = most.min(memory.len());
         let memory = &mut memory[..most];
         let (mut truncated, before) = (0, list.len());
-        let mut got = Received { list, used: 0, truncated: &mut truncated };
+        let mut heard = self.heard();
+        let mut got =
+            Received { list, used: 0, truncated: &mut truncated, heard: heard.as_deref_mut(), local: None };
         let mut messages = 0;
         let others = self.others_of(queue);
-        let own = (0..n).flat_map(|i| queue.of(&self.sockets[(first.wrapping_add(i)) % n]));
-        for fd in own.chain(others.iter().map(|o| &o.fd)) {
+        let own = (0..n).map(|i| &self.sockets[(first.wrapping_add(i)) % n]);
+        let own = own.flat_map(|s| queue.of(s).map(|fd| (fd, Some(s.local.ip()))));
+        for (fd, local) in own.chain(others.iter().map(|o| (&o.fd, None))) {
             let mut tries = 0;
+            got.local = local;
             while got.used + slot <= memory.len() {
                 match mmsg::recv(fd.as_fd(), memory, slot, &mut got) {
                     Ok(n) => {
@@ -342,8 +378,9 @@ impl Udp {
         let other = |to: &SocketAddr| others.iter().rev().find(|o| o.to == *to);
         // So many from here are sent one by one: the kernel did not take them together.
         let mut apart = 0;
+        let mut heard = self.heard();
         while let Some((to, _)) = list.get(done) {
-            let Some(index) = self.socket_for(to) else {
+            let Some((index, _)) = self.way_to(to, heard.as_deref()) else {
                 refused(done, SendError::NoSocket);
                 done += 1;
                 continue;
@@ -354,11 +391,16 @@ impl Udp {
             let by = other(to);
             let same = |(t, _): &&(SocketAddr, &[u8])| match by {
                 Some(_) => t == to,
+                None if heard.is_some() => {
+                    other(t).is_none() && self.way_to(t, heard.as_deref()).is_some_and(|(i, _)| i == index)
+                }
                 None => t.is_ipv4() == to.is_ipv4() && (others.is_empty() || other(t).is_none()),
             };
             let run = list[done..].iter().take(most).take_while(same).count();
             let fd = by.map_or(self.sockets[index].sessions[0].as_fd(), |o| o.as_fd());
-            match mmsg::send(fd, &list[done..done + run], join) {
+            let local =
+                |t: &SocketAddr| if by.is_some() { None } else { self.way_to(t, heard.as_deref())?.1 };
+            match mmsg::send(fd, &list[done..done + run], join, local) {
                 Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
                 Ok(n) => done += n,
                 Err((Errno::EINTR, _)) => {}
@@ -373,6 +415,9 @@ impl Udp {
                         self.join.store(false, Ordering::Relaxed);
                     }
                 }
+                // This machine does not have the address any more at which that one was heard.
+                Err((Errno::EINVAL | Errno::EADDRNOTAVAIL, _))
+                    if heard.as_mut().is_some_and(|h| h.forget(to)) => {}
                 Err((e, _)) => {
                     // The call reports the error of its first datagram only.
                     refused(done, send_error(e));
@@ -505,58 +550,19 @@ struct Received<'a> {
     /// Bytes of the memory that are taken.
     used: usize,
     truncated: &'a mut u64,
+    /// Where who was heard, if that matters, and what the socket is bound to.
+    heard: Option<&'a mut Heard>,
+    local: Option<IpAddr>,
 }
 
-/// Memory for received datagrams, allocated once.
-pub struct RecvBatch {
-    slab: Box<[u8]>,
-    slot: usize,
-    list: Vec<(SocketAddr, Range<usize>)>,
-}
-
-impl RecvBatch {
-    /// `count` datagrams (1 to [`BATCH`]) of up to `slot` bytes each.
-    pub fn new(count: usize, slot: usize) -> RecvBatch {
-        let (count, slot) = (count.clamp(1, BATCH), slot.max(1));
-        RecvBatch { slab: vec![0; count * slot].into_boxed_slice(), slot, list: Vec::with_capacity(count) }
-    }
-
-    /// How many messages it can hold.
-    pub fn capacity(&self) -> usize {
-        self.slab.len() / self.slot
-    }
-
-    /// How many datagrams it holds.
-    pub fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    /// The datagrams, to read.
-    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        self.list.iter().map(|(from, range)| (*from, &self.slab[range.clone()]))
-    }
-
-    /// The datagrams, to open in place.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
-        let (mut rest, mut at) = (&mut self.slab[..], 0);
-        // They lie one after the other.
-        self.list.iter().map(move |(from, range)| {
-            let (_, behind) = std::mem::take(&mut rest).split_at_mut(range.start - at);
-            let (datagram, behind) = behind.split_at_mut(range.len());
-            (rest, at) = (behind, range.end);
-            (*from, datagram)
-        })
-    }
-}
-
+mod batch;
+mod heard;
 mod mmsg;
 mod punch;
 
+pub use batch::RecvBatch;
+use heard::Heard;
+pub use heard::several_addresses;
 pub use punch::Punch;
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Two relays kept warm: when the one that carries is killed, the other does, and nothing else is lost.
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
-use shadowmesh_netns_tests::{Flow, Lab, Machine, make_relay, spawn_relay, wait_for_relay, wait_until};
+use shadowmesh_netns_tests::{
+    Flow, Lab, Machine, make_home, make_relay, spawn_relay, wait_for_relay, wait_until,
+};
 use std::time::Duration;
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -57,4 +59,58 @@ fn the_other_relay_takes_over() {
     assert_eq!(flown.counts(Duration::ZERO, killed - SECONDS(1)).lost, 0);
     let after = flown.counts(end - SECONDS(1), end - SECONDS(1) / 2);
     assert!(after.sent > 100 && after.lost == 0, "{after:?}");
+}
+
+/// A relay that listens on all addresses of its host, and is known by one that the routing table would not answer from;
+/// the client's firewall, as any, lets in only who was asked.
+fn a_relay_with_two_addresses(relay: [&str; 2], public: &str, clients: [&str; 2], listen: &[&str]) {
+    let mut lab = Lab::new("a relay with two addresses");
+    let hosts: Vec<_> = ["a", "b", "vps"].iter().map(|name| lab.host(name)).collect();
+    lab.lan("switch", &[(&hosts[0], &clients[..1]), (&hosts[1], &clients[1..]), (&hosts[2], &relay)]);
+    for host in &hosts[..2] {
+        host.nft(concat!(
+            "table inet f {\nchain i { type filter hook input priority 0; policy accept;\n",
+            "meta l4proto udp ct state new,invalid iifname != \"lo\" iifname != \"sm-*\" drop\n}\n}\n"
+        ));
+    }
+    let state = lab.directory().join("relay").display().to_string();
+    let urls = make_relay(&hosts[2], &state, public);
+    let mut more: Vec<String> = ["--tcp", "off"].map(str::to_owned).into();
+    more.extend(listen.iter().flat_map(|l| ["--listen".to_owned(), (*l).to_owned()]));
+    let _relay = spawn_relay(&hosts[2], &state, &more);
+    wait_for_relay(&hosts[2]);
+    let machines: Vec<_> = hosts[..2]
+        .iter()
+        .map(|host| {
+            let directory = lab.directory().join(host.name());
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join("config.yaml"), "direct: false\n").unwrap();
+            Machine { host: host.clone(), directory, environment: vec![] }
+        })
+        .collect();
+    make_home(&machines, &urls[0], "home");
+    machines[0].host.must_reach(&machines[1].address(), 10);
+    let status = machines[0].json(&["status"]);
+    assert_eq!(status["networks"][0]["relays"][0]["by"], "udp", "{status}");
+}
+
+/// Of the relay, which Linux sends from the first of; and of the two clients.
+const V4: [[&str; 2]; 2] = [["203.0.113.3/24", "203.0.113.7/24"], ["203.0.113.1/24", "203.0.113.2/24"]];
+
+#[test]
+fn a_relay_answers_from_the_address_it_was_asked_at() {
+    a_relay_with_two_addresses(V4[0], "203.0.113.7", V4[1], &[]);
+}
+
+#[test]
+fn a_relay_answers_from_the_ipv6_address_it_was_asked_at() {
+    // Of these, Linux sends from the last.
+    let relay = ["2001:db8::3/64", "2001:db8::7/64"];
+    a_relay_with_two_addresses(relay, "[2001:db8::3]", ["2001:db8::1/64", "2001:db8::2/64"], &[]);
+}
+
+#[test]
+fn a_relay_answers_by_the_socket_it_was_asked_at() {
+    let listen = ["udp://203.0.113.3:443", "udp://203.0.113.7:443"];
+    a_relay_with_two_addresses(V4[0], "203.0.113.7", V4[1], &listen);
 }

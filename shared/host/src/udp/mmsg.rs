@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "system calls over arrays of pointers")]
 
 use std::mem::{size_of, zeroed};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
@@ -75,7 +75,15 @@ pub fn divide(second: &OwnedFd, parts: usize, behind: usize) -> nix::Result<()> 
     Errno::result(result).map(drop)
 }
 
-/// Control messages of one datagram: the segment size (`UDP_GRO`, `UDP_SEGMENT`), as the kernel lays it out.
+/// Each message then comes with the address of this machine that it was sent to.
+pub fn tell_local(fd: &OwnedFd, v4: bool, yes: bool) -> nix::Result<()> {
+    let (level, option) =
+        if v4 { (libc::IPPROTO_IP, libc::IP_PKTINFO) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) };
+    set_int(fd, level, option, yes.into())
+}
+
+/// Control messages of one datagram, as the kernel lays them out: the segment size (`UDP_GRO`, `UDP_SEGMENT`), 24 bytes, and
+/// the address of this machine (`IP_PKTINFO`, 32 bytes, or `IPV6_PKTINFO`, 40).
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control([u8; 64]);
@@ -130,7 +138,11 @@ pub fn recv(
             continue;
         }
         let Some(from) = read_address(address) else { continue };
-        let segment = segment_size(&header.msg_hdr).unwrap_or(len).max(1);
+        let said = said(&header.msg_hdr);
+        if let (Some(heard), Some(local)) = (&mut got.heard, said.local.or(got.local)) {
+            heard.note(from, local);
+        }
+        let segment = said.segment.unwrap_or(len).max(1);
         let mut begin = 0;
         // An empty datagram is one, too.
         while begin < len || begin == 0 {
@@ -143,23 +155,47 @@ pub fn recv(
     Ok(n)
 }
 
-/// What the kernel says of datagrams that it has joined: the size of each but the last.
-fn segment_size(header: &libc::msghdr) -> Option<usize> {
+/// What the kernel says of a message.
+#[derive(Default)]
+struct Said {
+    /// Of datagrams that it has joined: the size of each but the last.
+    segment: Option<usize>,
+    /// The address of this machine that it came to.
+    local: Option<IpAddr>,
+}
+
+fn said(header: &libc::msghdr) -> Said {
+    let mut said = Said::default();
     // SAFETY: the header was filled by the kernel, its control buffer is the one given to it, which lives; the macro
     // checks its length.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !control.is_null() {
         // SAFETY: not null, so a whole header within the buffer, which is aligned for one.
         let c = unsafe { &*control };
-        if c.cmsg_level == libc::SOL_UDP && c.cmsg_type == libc::UDP_GRO {
-            // SAFETY: the kernel puts an int there; it may not be aligned for one.
-            let size = unsafe { ptr::read_unaligned(libc::CMSG_DATA(control).cast::<libc::c_int>()) };
-            return usize::try_from(size).ok();
+        // SAFETY: a calculation of where its data begin.
+        let data = unsafe { libc::CMSG_DATA(control) };
+        match (c.cmsg_level, c.cmsg_type) {
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                // SAFETY: the kernel puts an int there; it may not be aligned for one.
+                let size = unsafe { ptr::read_unaligned(data.cast::<libc::c_int>()) };
+                said.segment = usize::try_from(size).ok();
+            }
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                // SAFETY: the kernel puts an in_pktinfo there, plain integers.
+                let info = unsafe { ptr::read_unaligned(data.cast::<libc::in_pktinfo>()) };
+                said.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                // SAFETY: the kernel puts an in6_pktinfo there, plain integers.
+                let info = unsafe { ptr::read_unaligned(data.cast::<libc::in6_pktinfo>()) };
+                said.local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+            }
+            _ => {}
         }
         // SAFETY: as for the first.
         control = unsafe { libc::CMSG_NXTHDR(header, control) };
     }
-    None
+    said
 }
 
 fn read_address(address: &Address) -> Option<SocketAddr> {
@@ -208,9 +244,15 @@ fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
 }
 
 /// Sends datagrams of one family, in up to [`BATCH`] messages; with `join`, those to one destination and of one size (the
-/// last may be shorter) go as one message that the kernel, or the card, cuts. Gives how many were taken; the error is that
-/// of the first message, and how many datagrams that was.
-pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])], join: bool) -> Result<usize, (Errno, usize)> {
+/// last may be shorter) go as one message that the kernel, or the card, cuts. `local` says of each destination what address
+/// of this machine it is sent from, if the routing table is not to choose. Gives how many were taken; the error is that of
+/// the first message, and how many datagrams that was.
+pub fn send(
+    fd: BorrowedFd<'_>,
+    list: &[(SocketAddr, &[u8])],
+    join: bool,
+    local: impl Fn(&SocketAddr) -> Option<IpAddr>,
+) -> Result<usize, (Errno, usize)> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.
@@ -236,8 +278,27 @@ pub fn send(fd: BorrowedFd<'_>, list: &[(SocketAddr, &[u8])], join: bool) -> Res
         header.msg_hdr.msg_name = ptr::from_mut(address).cast();
         header.msg_hdr.msg_iov = own.as_mut_ptr();
         header.msg_hdr.msg_iovlen = own.len() as _;
+        let mut used = 0;
         if taken > 1 {
-            write_segment_size(&mut header.msg_hdr, control, first.len() as u16);
+            used += put(control, used, libc::SOL_UDP, libc::UDP_SEGMENT, first.len() as u16);
+        }
+        match local(to) {
+            None => {}
+            Some(IpAddr::V4(ip)) => {
+                let ipi_spec_dst = libc::in_addr { s_addr: u32::from(ip).to_be() };
+                let info =
+                    libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
+                used += put(control, used, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            }
+            Some(IpAddr::V6(ip)) => {
+                let ipi6_addr = libc::in6_addr { s6_addr: ip.octets() };
+                let info = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: 0 };
+                used += put(control, used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+            }
+        }
+        if used > 0 {
+            header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+            header.msg_hdr.msg_controllen = used as _;
         }
         at += taken;
         count += 1;
@@ -299,17 +360,26 @@ fn run_of(list: &[(SocketAddr, &[u8])]) -> usize {
     run
 }
 
-fn write_segment_size(header: &mut libc::msghdr, control: &mut Control, size: u16) {
-    header.msg_control = ptr::from_mut(control).cast();
-    // SAFETY: a calculation.
-    header.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as _;
-    // SAFETY: the buffer is larger than the length that was set, and aligned, so that the first header is within it, and
-    // its data behind it.
+/// Writes one control message behind those that take `used` bytes; gives what it takes itself.
+fn put<T: Copy>(
+    control: &mut Control,
+    used: usize,
+    level: libc::c_int,
+    kind: libc::c_int,
+    value: T,
+) -> usize {
+    let size = size_of::<T>() as u32;
+    // SAFETY: calculations.
+    let (space, len) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size)) };
+    let Some(room) = control.0.get_mut(used..used + space) else { return 0 };
+    let c = room.as_mut_ptr().cast::<libc::cmsghdr>();
+    // SAFETY: there is room for the header and the data behind it; it is aligned for a header, since the buffer is, and what
+    // stands before takes whole multiples of that.
     unsafe {
-        let c = libc::CMSG_FIRSTHDR(header);
-        (*c).cmsg_level = libc::SOL_UDP;
-        (*c).cmsg_type = libc::UDP_SEGMENT;
-        (*c).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as _;
-        ptr::write_unaligned(libc::CMSG_DATA(c).cast::<u16>(), size);
+        (*c).cmsg_level = level;
+        (*c).cmsg_type = kind;
+        (*c).cmsg_len = len as _;
+        ptr::write_unaligned(libc::CMSG_DATA(c).cast::<T>(), value);
     }
+    space
 }
