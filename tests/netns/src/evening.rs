@@ -22,6 +22,14 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// One whose files are in the lab's directory, with this configuration.
+    pub fn configured(lab: &Lab, host: &Host, config: &str) -> Machine {
+        let directory = lab.directory().join(host.name());
+        std::fs::create_dir_all(&directory).expect("a directory in the lab's");
+        std::fs::write(directory.join("config.yaml"), config).expect("a configuration");
+        Machine { host: host.clone(), directory, environment: vec![] }
+    }
+
     /// A command, to its end: exit code and all that it said.
     pub fn say(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = self.host.command(Lab::binary("shadowmesh"));

@@ -55,15 +55,8 @@ fn a_victim_that_members_name() {
     let urls = make_relay(&relay, &state, "203.0.113.2");
     let _relay = spawn_relay(&relay, &state, &[]);
     wait_for_relay(&relay);
-    let machines: Vec<Machine> = hosts
-        .iter()
-        .map(|host| {
-            let directory = lab.directory().join(host.name());
-            std::fs::create_dir_all(&directory).unwrap();
-            std::fs::write(directory.join("config.yaml"), "port_mapping: off\n").unwrap();
-            Machine { host: host.clone(), directory, environment: vec![] }
-        })
-        .collect();
+    let machines: Vec<Machine> =
+        hosts.iter().map(|host| Machine::configured(&lab, host, "port_mapping: off\n")).collect();
     let clock = Clock::new();
     make_home(&machines, &urls[0], "home");
     // All have sessions with all that are honest, and keep them.

@@ -1,4 +1,5 @@
-//! Two relays kept warm: when the one that carries is killed, the other does, and nothing else is lost.
+//! Two relays kept warm: when the one that carries is killed, the other does, and nothing else is lost. And a relay with two
+//! addresses, which answers from the one that it was asked at.
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
 use shadowmesh_netns_tests::{
@@ -24,13 +25,8 @@ fn the_other_relay_takes_over() {
         relays.push(spawn_relay(host, &state, &[]));
         wait_for_relay(host);
     }
-    let machine = |n: usize| {
-        let directory = lab.directory().join(hosts[n].name());
-        std::fs::create_dir_all(&directory).unwrap();
-        // What is shown here are the relays.
-        std::fs::write(directory.join("config.yaml"), "direct: false\n").unwrap();
-        Machine { host: hosts[n].clone(), directory, environment: vec![] }
-    };
+    // What is shown here are the relays.
+    let machine = |n: usize| Machine::configured(&lab, &hosts[n], "direct: false\n");
     let (a, b) = (machine(0), machine(1));
     a.must(&["network", "create", "home", "--relay", &urls[0], "--relay", &urls[1], "--device", "a"]);
     let both_up = |m: &Machine| {
@@ -79,15 +75,8 @@ fn a_relay_with_two_addresses(relay: [&str; 2], public: &str, clients: [&str; 2]
     more.extend(listen.iter().flat_map(|l| ["--listen".to_owned(), (*l).to_owned()]));
     let _relay = spawn_relay(&hosts[2], &state, &more);
     wait_for_relay(&hosts[2]);
-    let machines: Vec<_> = hosts[..2]
-        .iter()
-        .map(|host| {
-            let directory = lab.directory().join(host.name());
-            std::fs::create_dir_all(&directory).unwrap();
-            std::fs::write(directory.join("config.yaml"), "direct: false\n").unwrap();
-            Machine { host: host.clone(), directory, environment: vec![] }
-        })
-        .collect();
+    let machines: Vec<_> =
+        hosts[..2].iter().map(|host| Machine::configured(&lab, host, "direct: false\n")).collect();
     make_home(&machines, &urls[0], "home");
     machines[0].host.must_reach(&machines[1].address(), 10);
     let status = machines[0].json(&["status"]);
