@@ -392,7 +392,8 @@ impl Udp {
             let same = |(t, _): &&(SocketAddr, &[u8])| match by {
                 Some(_) => t == to,
                 None if heard.is_some() => {
-                    other(t).is_none() && self.way_to(t, heard.as_deref()).is_some_and(|(i, _)| i == index)
+                    let way = || self.way_to(t, heard.as_deref());
+                    t == to || other(t).is_none() && way().is_some_and(|(i, _)| i == index)
                 }
                 None => t.is_ipv4() == to.is_ipv4() && (others.is_empty() || other(t).is_none()),
             };
