@@ -1,7 +1,7 @@
 //! `network create` and `join`: how a network comes to be here. All or nothing: it is written when everything it needs
 //! is there, as a whole.
 
-use super::network::SKEW;
+use super::status::SKEW;
 use super::{Daemon, control};
 use crate::errand::{self, Machine, Start};
 use crate::state::{Meta, NewNetwork};

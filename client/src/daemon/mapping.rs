@@ -73,7 +73,8 @@ pub struct Basis {
 /// What the task is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
-    basis: Result<Basis, &'static str>,
+    /// By what to ask, or why not; none before the network was looked at.
+    basis: Option<Result<Basis, &'static str>>,
     /// Counts changes of the network.
     change: u64,
 }
@@ -88,8 +89,7 @@ pub struct Mapping {
 impl Mapping {
     /// Starts the task; it does nothing before it is told a basis. `changed` is told when the state is another.
     pub fn start(network: Name, changed: Arc<Notify>) -> Mapping {
-        let (wanted, told) =
-            watch::channel(Wanted { basis: Err("the network is being looked at"), change: 0 });
+        let (wanted, told) = watch::channel(Wanted { basis: None, change: 0 });
         let (tell, state) = watch::channel(MappingState::Looking);
         let task = tokio::spawn(Keeper { network, told, tell, changed }.run());
         Mapping { wanted, state, task }
@@ -98,6 +98,7 @@ impl Mapping {
     /// Says by what to ask, or why not; and whether addresses or routes have changed.
     pub fn follow(&self, basis: Result<Basis, &'static str>, changed: bool) {
         self.wanted.send_if_modified(|wanted| {
+            let basis = Some(basis);
             if wanted.basis == basis && !changed {
                 return false;
             }
@@ -141,9 +142,11 @@ impl Keeper {
     async fn keep(&mut self) -> Result<(), Ended> {
         let wanted = self.told.borrow_and_update().basis.clone();
         let basis = match wanted {
-            Ok(basis) => basis,
-            Err(why) => {
-                self.say(MappingState::None { why: why.into() });
+            Some(Ok(basis)) => basis,
+            none => {
+                if let Some(Err(why)) = none {
+                    self.say(MappingState::None { why: why.into() });
+                }
                 return self.told.changed().await.map_err(|_| Ended);
             }
         };
@@ -186,7 +189,7 @@ impl Keeper {
             match told {
                 None => left = left.saturating_sub(wait),
                 // The router may be another by the same address: only a renewal tells.
-                Some(Ok(())) if self.told.borrow_and_update().basis.as_ref() == Ok(basis) => {
+                Some(Ok(())) if matches!(&self.told.borrow_and_update().basis, Some(Ok(b)) if b == basis) => {
                     left = Duration::ZERO
                 }
                 Some(told) => {

@@ -13,6 +13,7 @@ mod mapping;
 mod nat;
 pub(crate) mod netcheck;
 mod network;
+mod status;
 mod tcp;
 mod upnp;
 mod why;
@@ -23,8 +24,7 @@ use crate::logging;
 use crate::paths::Paths;
 use crate::state::{self, State};
 use lan::Lan;
-use mapping::Mapping;
-use mapping::MappingState;
+use mapping::{Mapping, MappingState};
 use nat::NatWatch;
 use network::{Network, Wanted};
 use shadowmesh_control::{Exit, NetworkStatus, Problem, Status, rfc3339};
@@ -492,7 +492,7 @@ async fn show(
 ) -> NetworkStatus {
     let Some(engine) = engine else { return resting };
     let kept = resting.clone();
-    match engine.call(move |inside| network::fill(resting, inside, &carried)).await {
+    match engine.call(move |inside| status::fill(resting, inside, &carried)).await {
         Ok(status) => status,
         Err(e) => NetworkStatus { problems: vec![e.to_string()], ..kept },
     }

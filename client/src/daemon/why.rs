@@ -1,7 +1,7 @@
 //! `why PEER`: by which path it is reached, since when, what was tried, and the one thing that would change it.
 
 use super::mapping::MappingState;
-use super::network::blocked;
+use super::status::blocked;
 use super::tcp::Carried;
 use crate::cli::print::age;
 use crate::engine::Inside;
