@@ -21,8 +21,7 @@ demo: deps ## the whole product in namespaces, told as it goes (root)
 	scripts/demo
 
 test: deps ## every test of the workspace (root, for network namespaces)
-	@# The namespace tests start programs, which `cargo test` of another crate would not build.
-	$(CARGO) build --workspace --bins --locked
+	@# Of the whole workspace, since the namespace tests start programs of other crates.
 	$(CARGO) test --workspace --no-fail-fast --locked
 
 lint: ## formatting, clippy (warnings are errors), and that code and tests cite each MUST of the protocol
@@ -37,7 +36,7 @@ WORLDS ?= 10000
 FROM ?= 0
 sim: ## plays WORLDS=10000 worlds of the simulator, from number FROM=0
 	@mkdir -p target/measured
-	$(call measuring,$(CARGO) run --release --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json,target/measured/sim.json)
+	$(call measuring,$(CARGO) run --locked -q -p shadowmesh-sim --bin sim -- --from $(FROM) --worlds $(WORLDS) --report target/measured/sim.json,target/measured/sim.json)
 
 blind: deps ## searches a relay's memory, state and traffic for what it must not know (root)
 	$(CARGO) build --locked -p shadowmesh -p shadowmesh-relay
@@ -58,7 +57,7 @@ revocation: deps ## how soon a revoked member is cut, behind a partition too, an
 FLOOD_WORLDS ?= 100000
 no-flood: ## plays FLOOD_WORLDS=100000 worlds in which members name a victim's address as their own
 	@mkdir -p target/measured
-	$(call measuring,$(CARGO) run --release --locked -q -p shadowmesh-sim --bin no-flood -- --worlds $(FLOOD_WORLDS) --report target/measured/flood.json,target/measured/flood.json)
+	$(call measuring,$(CARGO) run --locked -q -p shadowmesh-sim --bin no-flood -- --worlds $(FLOOD_WORLDS) --report target/measured/flood.json,target/measured/flood.json)
 
 mutants: ## mutants of the core that the simulator must catch
 	$(call measuring,tests/mutants/run,target/measured/mutants.json)

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use memchr::memmem::find_iter;
 use nix::sys::signal::Signal;
 use shadowmesh_netns_tests::{Evening, Measured};
 
@@ -37,8 +38,8 @@ impl Needle {
 
     fn count(&self, hay: &[u8]) -> usize {
         match &self.kind {
-            Kind::Bytes(bytes) => find(hay, bytes).count(),
-            Kind::Ipv4(address) => find(hay, &address.octets())
+            Kind::Bytes(bytes) => find_iter(hay, bytes).count(),
+            Kind::Ipv4(address) => find_iter(hay, &address.octets())
                 .filter(|at| {
                     let before = |n: usize, bytes: &[u8]| {
                         at.checked_sub(n).is_some_and(|from| hay[from..].starts_with(bytes))
@@ -52,16 +53,6 @@ impl Needle {
                 .count(),
         }
     }
-}
-
-/// Where `needle` stands.
-fn find<'a>(hay: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    // Most places differ in the first two bytes already.
-    let (first, second) = (needle[0], needle[1]);
-    hay.windows(2)
-        .enumerate()
-        .filter(move |(_, pair)| pair[0] == first && pair[1] == second)
-        .filter_map(move |(at, _)| hay[at..].starts_with(needle).then_some(at))
 }
 
 fn needles(e: &Evening, interface: &str) -> Vec<Needle> {
@@ -210,7 +201,7 @@ fn the_relay_knows_no_name_no_address_and_no_payload() {
     let outside = Needle { what: "its address".into(), kind: Kind::Ipv4(Ipv4Addr::new(203, 0, 113, 2)) };
     assert!(outside.count(&captured) > 1000, "{} packets captured", outside.count(&captured));
     assert!(captured.len() > 2 * 2 * 2000 * BY_TCP.len(), "{} bytes captured", captured.len());
-    assert!(find(&relay, e.state.as_bytes()).count() > 0);
+    assert!(find_iter(&relay, e.state.as_bytes()).count() > 0);
     assert!(state.len() > 1000);
 
     let mut hits = 0;
