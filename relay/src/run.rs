@@ -22,7 +22,7 @@ use shadowmesh_host::udp::{BATCH, JOINED, Queue, RecvBatch, SendStop, Udp, sever
 use shadowmesh_host::wake::{Interest, Poller, Waker};
 use shadowmesh_identity::HostPort;
 use shadowmesh_proto::Time;
-use shadowmesh_relay_core::{Event, Relay};
+use shadowmesh_relay_core::{Event, FourTuple, Relay};
 use shadowmesh_wire::stream;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -268,6 +268,13 @@ fn become_user(paths: &Paths, args: &Run) -> Result<(), Problem> {
     Ok(())
 }
 
+/// A [`FourTuple`], as sockets take and give it.
+type Way = (SocketAddr, Option<IpAddr>);
+
+fn way(path: FourTuple) -> Way {
+    (path.remote, path.local)
+}
+
 struct Loop {
     udp: Udp,
     /// The second port.
@@ -290,7 +297,7 @@ impl Loop {
     fn run(&mut self, paths: &Paths, args: &Run) -> Result<(), Problem> {
         let broken = |e: std::io::Error| Problem::failed(format!("the relay's sockets do not work: {e}"));
         let mut poller = Poller::new();
-        let mut batch = RecvBatch::new(BATCH, JOINED);
+        let mut batch: RecvBatch<Way> = RecvBatch::new(BATCH, JOINED);
         let mut strangers = (RecvBatch::new(STRANGERS_BATCH, SLOT), Ration::one_of(STRANGERS));
         loop {
             let now = time(&self.clock);
@@ -362,25 +369,25 @@ impl Loop {
         }
     }
 
-    /// Addresses come and go while it runs.
+    /// Answers leave by the address that was asked. Addresses come and go while it runs.
     fn answer_where_asked(&mut self) {
         let several = several_addresses();
         for udp in [&mut self.udp].into_iter().chain(&mut self.stun) {
-            udp.answer_where_heard(several);
+            udp.tell_local(several);
         }
     }
 
     /// One batch: forwarded in place, then events, then what the relay says itself.
-    fn turn(&mut self, batch: &mut RecvBatch) {
+    fn turn(&mut self, batch: &mut RecvBatch<Way>) {
         let now = time(&self.clock);
-        let mut list: Vec<(SocketAddr, &[u8])> = Vec::with_capacity(batch.len());
-        for (from, datagram) in batch.iter_mut() {
-            if streams::is_stream(&from) {
+        let mut list: Vec<(Way, &[u8])> = Vec::with_capacity(batch.len());
+        for ((remote, local), datagram) in batch.iter_mut() {
+            if streams::is_stream(&remote) {
                 // Nobody has that address: a forged one.
                 continue;
             }
-            if let Some(to) = self.relay.handle_in_place(now, from, datagram) {
-                list.push((to, datagram));
+            if let Some(to) = self.relay.handle_in_place(now, FourTuple { remote, local }, datagram) {
+                list.push((way(to), datagram));
             }
         }
         self.send(&list);
@@ -388,10 +395,10 @@ impl Loop {
     }
 
     /// What came by the second port: questions of strangers alone.
-    fn stun_turn(&mut self, batch: &RecvBatch) {
+    fn stun_turn(&mut self, batch: &RecvBatch<Way>) {
         let now = time(&self.clock);
-        for (from, datagram) in batch.iter() {
-            self.relay.handle_stun(now, from, datagram);
+        for ((remote, local), datagram) in batch.iter() {
+            self.relay.handle_stun(now, FourTuple { remote, local }, datagram);
         }
         self.say(now);
     }
@@ -408,7 +415,7 @@ impl Loop {
             let (from, mut list) = (message.from, vec![]);
             let _what_stands_before_garbage_counts = stream::datagrams(&mut message.bytes, |datagram| {
                 if let Some(to) = self.relay.handle_in_place(now, from, datagram) {
-                    list.push((to, &*datagram));
+                    list.push((way(to), &*datagram));
                 }
             });
             self.send(&list);
@@ -421,7 +428,7 @@ impl Loop {
         let saved = self.drain_events(now);
         while let Some((to, answer)) = self.relay.poll_stun() {
             // Nobody waits for a full socket here: who asks repeats it.
-            let sent = self.stun.as_ref().is_some_and(|s| s.send_to(to, &answer).is_ok());
+            let sent = self.stun.as_ref().is_some_and(|s| s.send_to(way(to), &answer).is_ok());
             self.not_sent += u64::from(!sent);
         }
         let mut own = vec![];
@@ -433,7 +440,7 @@ impl Loop {
             self.not_sent += own.len() as u64;
             return;
         }
-        let list: Vec<(SocketAddr, &[u8])> = own.iter().map(|(to, d)| (*to, d.as_slice())).collect();
+        let list: Vec<(Way, &[u8])> = own.iter().map(|(to, d)| (way(*to), d.as_slice())).collect();
         self.send(&list);
     }
 
@@ -470,15 +477,14 @@ impl Loop {
         }
     }
 
-    fn send(&mut self, list: &[(SocketAddr, &[u8])]) {
-        let udp: Vec<(SocketAddr, &[u8])>;
+    fn send(&mut self, list: &[(Way, &[u8])]) {
+        let udp: Vec<(Way, &[u8])>;
         let mut rest = list;
-        if list.iter().any(|(to, _)| streams::is_stream(to)) {
-            let (streams, others) = list.iter().partition(|(to, _)| streams::is_stream(to));
-            udp = others;
+        let by_stream = |((to, _), _): &&(Way, &[u8])| streams::is_stream(to);
+        if list.iter().any(|x| by_stream(&x)) {
+            self.streams.send(list.iter().filter(by_stream).map(|((to, _), d)| (*to, *d)));
+            udp = list.iter().filter(|x| !by_stream(x)).copied().collect();
             rest = &udp;
-            let streams: Vec<(SocketAddr, &[u8])> = streams;
-            self.streams.send(streams.into_iter());
         }
         let began = self.clock.now();
         let mut not_sent = 0;

@@ -1,5 +1,6 @@
 //! One client: its session with the relay, its counters and windows, its place in the world.
 
+use crate::FourTuple;
 use shadowmesh_crypto::kdf::{ct_eq, mac8};
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_proto::Time;
@@ -8,7 +9,7 @@ use shadowmesh_proto::window::ReplayWindow;
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Hash;
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, THREADS};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Replay window of one sending thread: 1,024 counters, 136 bytes, made on first use.
@@ -36,9 +37,9 @@ impl Scope {
     }
 }
 
-/// A question to the address that a client seems to have moved to.
+/// A question to where a client seems to have moved to.
 struct Probe {
-    to: SocketAddr,
+    to: FourTuple,
     challenge: [u8; 8],
     sent: Time,
 }
@@ -48,7 +49,7 @@ pub(crate) struct Client {
     pub slot: u32,
     pub handle: u64,
     /// Where it is sent to.
-    pub address: SocketAddr,
+    pub path: FourTuple,
     pub scope: Scope,
     /// Its first packet has come; nothing is done for it before. [P-CONFIRM]
     pub confirmed: bool,
@@ -82,7 +83,7 @@ pub(crate) struct Client {
 pub(crate) struct NewClient {
     pub slot: u32,
     pub handle: u64,
-    pub address: SocketAddr,
+    pub path: FourTuple,
     pub scope: Scope,
     pub born: u64,
     pub generation: u32,
@@ -100,7 +101,7 @@ impl Client {
         Client {
             slot: n.slot,
             handle: n.handle,
-            address: n.address,
+            path: n.path,
             scope: n.scope,
             confirmed: false,
             replaced: false,
@@ -146,7 +147,7 @@ impl Client {
     }
 
     /// It was heard from another address: the question to send there, unless one is out already.
-    pub fn challenge(&mut self, now: Time, to: SocketAddr, fresh: [u8; 8]) -> Option<[u8; 8]> {
+    pub fn challenge(&mut self, now: Time, to: FourTuple, fresh: [u8; 8]) -> Option<[u8; 8]> {
         if self.probe.as_ref().is_some_and(|p| now.since(p.sent) < CHALLENGE_EVERY) {
             return None;
         }
@@ -155,13 +156,13 @@ impl Client {
     }
 
     /// An answer from this address: the client has moved, if it is the right one. [P-RELAY-MAC]
-    pub fn rebind(&mut self, now: Time, from: SocketAddr, answer: &[u8; 8]) -> bool {
+    pub fn rebind(&mut self, now: Time, from: FourTuple, answer: &[u8; 8]) -> bool {
         let holds = self.probe.as_ref().is_some_and(|p| {
             p.to == from && ct_eq(&p.challenge, answer) && now.since(p.sent) < CHALLENGE_LIFETIME
         });
         if holds {
             self.probe = None;
-            self.address = from;
+            self.path = from;
             self.moved = true;
         }
         holds

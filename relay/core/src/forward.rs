@@ -1,6 +1,7 @@
 //! The forwarding path: one MAC to check, one to make, a header rewritten in place. Nothing behind the header is looked
 //! at.
 
+use crate::FourTuple;
 use crate::client::{Client, Scope};
 use crate::relay::Relay;
 use shadowmesh_proto::Time;
@@ -8,13 +9,12 @@ use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::Control;
 use shadowmesh_wire::data::{DATA_HEADER, DATA_TAG};
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader};
-use std::net::SocketAddr;
 
 /// A PATH_CHALLENGE with all its headers: kind and type a byte each, 8 of challenge. Bytes.
 const CHALLENGE_LEN: usize = RELAY_HEADER + DATA_HEADER + 1 + 1 + 8 + DATA_TAG;
 
 impl Relay {
-    /// Rewrites the relay header of a datagram for its destination, and gives the destination's address. No allocation
+    /// Rewrites the relay header of a datagram for its destination, and says where that is. No allocation
     /// but for the first packet of a sending thread, or from another address.
     ///
     /// # Errors
@@ -22,9 +22,9 @@ impl Relay {
     pub fn forward(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         datagram: &mut [u8],
-    ) -> Result<SocketAddr, DropReason> {
+    ) -> Result<FourTuple, DropReason> {
         let (header, _) = RelayHeader::parse(datagram)?;
         let source = self.clients.get_mut(&header.slot).ok_or(DropReason::UnknownSlot)?;
         source.admit(now, &header)?;
@@ -32,7 +32,7 @@ impl Relay {
             return Err(DropReason::NoSession);
         }
         source.bucket.take(now, datagram.len())?;
-        let (handle, scope, moved) = (source.handle, source.scope, source.address != from);
+        let (handle, scope, moved) = (source.handle, source.scope, source.path != from);
         if moved {
             self.challenge(now, header.slot, from, datagram.len());
         }
@@ -52,16 +52,16 @@ impl Relay {
         }
         let head = datagram.first_chunk_mut::<RELAY_HEADER>().ok_or(DropReason::Truncated)?;
         *head = to.header(handle);
-        let address = to.address;
+        let path = to.path;
         self.metrics.forwarded += 1;
         self.metrics.forwarded_bytes += datagram.len() as u64;
-        Ok(address)
+        Ok(path)
     }
 
-    /// Asks at the address that a client was heard from, in a packet of `len` bytes, whether it is there; says whether
+    /// Asks on the path that a client was heard by, in a packet of `len` bytes, whether it is there; says whether
     /// anything was sent. Nobody may be there, so the question is no larger than the packet: a link's own ping is large
     /// enough. [P-RELAY-MAC, P-AMPLIFY]
-    pub(crate) fn challenge(&mut self, now: Time, slot: u32, to: SocketAddr, len: usize) -> bool {
+    pub(crate) fn challenge(&mut self, now: Time, slot: u32, to: FourTuple, len: usize) -> bool {
         if len < CHALLENGE_LEN {
             return false;
         }

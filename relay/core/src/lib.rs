@@ -19,9 +19,11 @@ mod relay;
 mod session;
 mod slots;
 mod stun;
+mod tuple;
 
 pub use client::prefix;
 pub use config::Config;
 pub use durable::{BadState, Durable};
 pub use metrics::Metrics;
 pub use relay::{Event, Relay, RelayError};
+pub use tuple::FourTuple;

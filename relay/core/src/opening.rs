@@ -1,5 +1,6 @@
 //! Handshakes with clients, up to the client whose first packet is waited for.
 
+use crate::FourTuple;
 use crate::client::{Bucket, Client, NewClient, Scope, prefix};
 use crate::relay::Relay;
 use shadowmesh_crypto::kdf::{Hash, Label, mac16};
@@ -12,7 +13,6 @@ use shadowmesh_wire::data::MAX_INDEX;
 use shadowmesh_wire::handshake::{CredentialKind, Established, LANES, RelayGrant};
 use shadowmesh_wire::relay::RELAY_HEADER;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ fn puzzle(rate: u32, above: u32) -> u8 {
 }
 
 impl Relay {
-    pub(crate) fn on_typed(&mut self, now: Time, from: SocketAddr, packet: &[u8]) -> Result<(), DropReason> {
+    pub(crate) fn on_typed(&mut self, now: Time, from: FourTuple, packet: &[u8]) -> Result<(), DropReason> {
         if let Some(rate) = self.load.rate(now, self.responder.decapsulations) {
             self.responder.puzzle = puzzle(rate, self.config.puzzle_above);
         }
@@ -95,7 +95,7 @@ impl Relay {
             bundle: &self.leaves.bundle,
             kinds: &[CredentialKind::Pseudonym, CredentialKind::Anonymous],
         };
-        match self.responder.handle(now, Source::Udp(from), packet, &[local], &mut self.rng)? {
+        match self.responder.handle(now, Source::Udp(from.remote), packet, &[local], &mut self.rng)? {
             Incoming::Pending => Ok(()),
             Incoming::Reply(packets) => {
                 self.out.extend(packets.into_iter().map(|p| (from, p)));
@@ -122,12 +122,7 @@ impl Relay {
         if former { Ok(Scope::Former(n)) } else { Err(DropReason::NotMember) }
     }
 
-    fn admit_pseudonym(
-        &mut self,
-        now: Time,
-        from: SocketAddr,
-        opened: Box<Opened>,
-    ) -> Result<(), DropReason> {
+    fn admit_pseudonym(&mut self, now: Time, from: FourTuple, opened: Box<Opened>) -> Result<(), DropReason> {
         let scope = self.scope_of(now, &opened)?;
         let mut id = [0; 32];
         id.copy_from_slice(&opened.credential[..32]);
@@ -141,7 +136,7 @@ impl Relay {
         }
     }
 
-    fn on_key(&mut self, now: Time, from: SocketAddr, asked: &Asked) -> Result<(), DropReason> {
+    fn on_key(&mut self, now: Time, from: FourTuple, asked: &Asked) -> Result<(), DropReason> {
         let opened = self.responder.resume(asked.source, asked.sid).ok_or(DropReason::UnknownHandshake)?;
         let key = kem::PublicKey::parse(&asked.bytes).map_err(|_| DropReason::BadHandshake)?;
         if !is_pseudonym(&opened.credential, &key) {
@@ -157,7 +152,7 @@ impl Relay {
     fn establish(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         opened: Box<Opened>,
         scope: Scope,
         id: &Hash,
@@ -185,12 +180,7 @@ impl Relay {
         Ok(())
     }
 
-    fn admit_anonymous(
-        &mut self,
-        now: Time,
-        from: SocketAddr,
-        opened: Box<Opened>,
-    ) -> Result<(), DropReason> {
+    fn admit_anonymous(&mut self, now: Time, from: FourTuple, opened: Box<Opened>) -> Result<(), DropReason> {
         if self.anonymous >= self.config.max_anonymous {
             return Err(DropReason::OverLimit);
         }
@@ -210,7 +200,7 @@ impl Relay {
     fn answer(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         opened: Box<Opened>,
         handle: u64,
         scope: Scope,
@@ -219,7 +209,7 @@ impl Relay {
         key: Option<&kem::PublicKey>,
     ) -> Result<(), DropReason> {
         let anonymous = !scope.is_current();
-        let (named, nameless) = self.prefixes.get(&prefix(from.ip())).copied().unwrap_or_default();
+        let (named, nameless) = self.prefixes.get(&prefix(from.remote.ip())).copied().unwrap_or_default();
         let (here, most) = if anonymous {
             (nameless, self.config.max_anonymous_per_prefix)
         } else {
@@ -256,7 +246,7 @@ impl Relay {
             NewClient {
                 slot,
                 handle,
-                address: from,
+                path: from,
                 scope,
                 born: self.born,
                 generation,

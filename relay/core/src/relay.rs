@@ -1,6 +1,5 @@
 //! The relay's state and its verbs; what each does is in `opening`, `forward`, `session` and `stun`.
 
-use crate::Config;
 use crate::client::{Bucket, Client, Scope, prefix};
 use crate::durable::Durable;
 use crate::leaf::Leaves;
@@ -9,6 +8,7 @@ use crate::opening::{Load, Pseudonyms};
 use crate::session::Locator;
 use crate::slots::Slots;
 use crate::stun::{Port, Ports, STUN_BURST, STUN_RATE};
+use crate::{Config, FourTuple};
 use shadowmesh_crypto::sign::SigningKey;
 use shadowmesh_identity::NodeId;
 use shadowmesh_identity::fact::FactError;
@@ -19,7 +19,6 @@ use shadowmesh_wire::control::Hash;
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, Reset, TO_RELAY};
 use shadowmesh_wire::{Class, DropReason, classify};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -117,9 +116,9 @@ pub struct Relay {
     leaf_due: u64,
     next_sweep: Time,
     pub(crate) rng: Rng,
-    pub(crate) out: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(crate) out: VecDeque<(FourTuple, Vec<u8>)>,
     /// What goes out by the port for STUN.
-    pub(crate) stun_out: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(crate) stun_out: VecDeque<(FourTuple, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) metrics: Metrics,
 }
@@ -188,12 +187,12 @@ impl Relay {
     pub fn handle_in_place(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: impl Into<FourTuple>,
         datagram: &mut [u8],
-    ) -> Option<SocketAddr> {
+    ) -> Option<FourTuple> {
         self.metrics.datagrams_in += 1;
         self.metrics.bytes_in += datagram.len() as u64;
-        match self.take(now, from, datagram) {
+        match self.take(now, from.into(), datagram) {
             Ok(to) => to,
             Err(reason) => {
                 self.metrics.drops.count(reason);
@@ -203,7 +202,7 @@ impl Relay {
     }
 
     /// A datagram. What is forwarded comes out of [`Relay::poll_transmit`] too.
-    pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: &[u8]) {
+    pub fn handle_datagram(&mut self, now: Time, from: impl Into<FourTuple>, datagram: &[u8]) {
         let mut copy = datagram.to_vec();
         if let Some(to) = self.handle_in_place(now, from, &mut copy) {
             self.out.push_back((to, copy));
@@ -213,9 +212,9 @@ impl Relay {
     fn take(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         datagram: &mut [u8],
-    ) -> Result<Option<SocketAddr>, DropReason> {
+    ) -> Result<Option<FourTuple>, DropReason> {
         match classify(datagram)? {
             Class::ByRelay => {
                 let (header, _) = RelayHeader::parse(datagram)?;
@@ -236,9 +235,9 @@ impl Relay {
     }
 
     /// Tells whoever sent it that the slot is dead, when that is certain. Smaller than what provoked it. [P-RESET]
-    fn reset(&mut self, now: Time, from: SocketAddr, slot: u32, provoked_by: usize) {
+    fn reset(&mut self, now: Time, from: FourTuple, slot: u32, provoked_by: usize) {
         let alive = self.clients.contains_key(&slot);
-        if alive || provoked_by < RELAY_HEADER || !self.resets.allow(now, &Source::Udp(from)) {
+        if alive || provoked_by < RELAY_HEADER || !self.resets.allow(now, &Source::Udp(from.remote)) {
             return;
         }
         if let Some(token) = self.slots.token_of_dead(&self.durable.resets, slot) {
@@ -248,7 +247,7 @@ impl Relay {
     }
 
     /// The next datagram to send, and where to.
-    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    pub fn poll_transmit(&mut self) -> Option<(FourTuple, Vec<u8>)> {
         self.out.pop_front()
     }
 
@@ -399,11 +398,11 @@ impl Relay {
         }
         let anonymous = !client.scope.is_current();
         self.anonymous -= usize::from(anonymous && self.anonymous > 0);
-        self.count_prefix(&client.address, anonymous, false);
+        self.count_prefix(&client.path, anonymous, false);
     }
 
-    pub(crate) fn count_prefix(&mut self, address: &SocketAddr, anonymous: bool, up: bool) {
-        let key = prefix(address.ip());
+    pub(crate) fn count_prefix(&mut self, path: &FourTuple, anonymous: bool, up: bool) {
+        let key = prefix(path.remote.ip());
         let entry = self.prefixes.entry(key).or_default();
         let n = if anonymous { &mut entry.1 } else { &mut entry.0 };
         *n = if up { *n + 1 } else { n.saturating_sub(1) };

@@ -1,5 +1,6 @@
 //! Inside the sessions with clients: the first packet, keepalive, moving, registration, locators, rendezvous.
 
+use crate::FourTuple;
 use crate::client::{Client, Scope};
 use crate::durable::Network;
 use crate::opening::ANONYMOUS_LIFETIME;
@@ -33,7 +34,7 @@ impl Relay {
     pub(crate) fn on_session(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         header: &RelayHeader,
         datagram: &mut [u8],
     ) -> Result<(), DropReason> {
@@ -46,7 +47,7 @@ impl Relay {
         }
         let (kind, body) = client.rx.open_in_place(now, packet)?;
         let body = packet.get(body).ok_or(DropReason::Truncated)?;
-        let (slot, confirmed, moved) = (header.slot, client.confirmed, client.address != from);
+        let (slot, confirmed, moved) = (header.slot, client.confirmed, client.path != from);
         let was_moved = client.moved && !moved;
         if !confirmed {
             self.confirm(now, slot)?;
@@ -62,7 +63,7 @@ impl Relay {
                 }
                 if was_moved {
                     // When it was told so, that may have been lost.
-                    self.send_control(slot, from, &Control::Observed(from));
+                    self.send_control(slot, from, &Control::Observed(from.remote));
                 }
                 Ok(())
             }
@@ -112,7 +113,7 @@ impl Relay {
     fn on_control(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         slot: u32,
         control: Control,
     ) -> Result<(), DropReason> {
@@ -156,18 +157,18 @@ impl Relay {
         };
         let of = client(&slot).and_then(|c| tag(c));
         let found = self.handles.get(&handle).and_then(client).filter(|c| of.is_some() && tag(c) == of);
-        found.map_or(SocketAddr::from(([0; 4], 0)), |c| c.address)
+        found.map_or(SocketAddr::from(([0; 4], 0)), |c| c.path.remote)
     }
 
     fn on_path_response(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         slot: u32,
         answer: &[u8; 8],
     ) -> Result<(), DropReason> {
         let client = self.clients.get_mut(&slot).ok_or(DropReason::UnknownSlot)?;
-        let (before, anonymous) = (client.address, !client.scope.is_current());
+        let (before, anonymous) = (client.path, !client.scope.is_current());
         if !client.rebind(now, from, answer) {
             return Err(DropReason::BadHandshake);
         }
@@ -175,7 +176,7 @@ impl Relay {
         self.count_prefix(&from, anonymous, true);
         self.metrics.rebinds += 1;
         // It tells others where it may be reached; it has proved to be there.
-        self.send_control(slot, from, &Control::Observed(from));
+        self.send_control(slot, from, &Control::Observed(from.remote));
         Ok(())
     }
 
@@ -334,13 +335,13 @@ impl Relay {
         }
     }
 
-    pub(crate) fn send_control(&mut self, slot: u32, to: SocketAddr, control: &Control) {
+    pub(crate) fn send_control(&mut self, slot: u32, to: FourTuple, control: &Control) {
         let mut body = vec![];
         control.emit(&mut body);
         self.send(slot, to, Kind::Control, &body);
     }
 
-    fn send(&mut self, slot: u32, to: SocketAddr, kind: Kind, body: &[u8]) {
+    fn send(&mut self, slot: u32, to: FourTuple, kind: Kind, body: &[u8]) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let Ok(packet) = client.tx.seal(kind, body) else { return };
         let mut datagram = client.header(TO_RELAY).to_vec();

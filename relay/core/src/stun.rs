@@ -1,7 +1,7 @@
 //! STUN (RFC 8489): the relay tells whoever asks where he is seen, by two ports of its own, so that he learns what his NAT
 //! does (RFC 5780). It keeps nothing of it.
 
-use crate::Relay;
+use crate::{FourTuple, Relay};
 use shadowmesh_proto::Time;
 use shadowmesh_proto::handshake::Source;
 use shadowmesh_stun::answer;
@@ -48,16 +48,16 @@ impl Relay {
     }
 
     /// A datagram that came by the port for STUN.
-    pub fn handle_stun(&mut self, now: Time, from: SocketAddr, datagram: &[u8]) {
+    pub fn handle_stun(&mut self, now: Time, from: impl Into<FourTuple>, datagram: &[u8]) {
         self.metrics.datagrams_in += 1;
         self.metrics.bytes_in += datagram.len() as u64;
-        if let Err(reason) = self.on_stun(now, from, Port::Other, datagram) {
+        if let Err(reason) = self.on_stun(now, from.into(), Port::Other, datagram) {
             self.metrics.drops.count(reason);
         }
     }
 
     /// The next datagram to send by the port for STUN, and where to. Nothing of it rests on what is stored.
-    pub fn poll_stun(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    pub fn poll_stun(&mut self) -> Option<(FourTuple, Vec<u8>)> {
         self.stun_out.pop_front()
     }
 
@@ -65,25 +65,24 @@ impl Relay {
     pub(crate) fn on_stun(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        from: FourTuple,
         by: Port,
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         // By TCP nobody is behind a NAT that matters, and an answer says nothing.
-        if from.port() == 0 {
+        if from.remote.port() == 0 {
             return Err(DropReason::Malformed);
         }
-        if !self.stun_limit.allow(now, &Source::Udp(from)) {
+        if !self.stun_limit.allow(now, &Source::Udp(from.remote)) {
             return Err(DropReason::RateLimited);
         }
-        let other = self.ports.besides(by, &from);
-        let answer = answer(datagram, from, other).ok_or(DropReason::Malformed)?;
+        let other = self.ports.besides(by, &from.remote);
+        let answer = answer(datagram, from.remote, other).ok_or(DropReason::Malformed)?;
         self.metrics.stun += 1;
-        if (by == Port::Other) == answer.from_other_port {
-            self.out.push_back((answer.to, answer.bytes));
-        } else {
-            self.stun_out.push_back((answer.to, answer.bytes));
-        }
+        let to = FourTuple { remote: answer.to, ..from };
+        let out =
+            if (by == Port::Other) == answer.from_other_port { &mut self.out } else { &mut self.stun_out };
+        out.push_back((to, answer.bytes));
         Ok(())
     }
 }

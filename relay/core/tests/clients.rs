@@ -3,8 +3,11 @@
 mod common;
 
 use common::*;
+use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::kem;
-use shadowmesh_relay_core::Config;
+use shadowmesh_proto::RelayLink;
+use shadowmesh_proto::handshake::Credential;
+use shadowmesh_relay_core::{Config, FourTuple};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::control::{Control, Status};
 use shadowmesh_wire::relay::{RELAY_HEADER, RelayHeader, Reset};
@@ -235,7 +238,7 @@ fn a_spoofed_source_does_nothing() {
     assert_eq!(t.peers[p[1]].got.len(), 1);
     let back = t.handle(p[0]);
     t.send(p[1], back, b"back");
-    assert_eq!(t.sent[0].0, victim);
+    assert_eq!(t.sent[0].0.remote, victim);
 }
 
 /// A client that moved is forwarded at once; it is sent to at its new address after it has answered from there.
@@ -251,16 +254,16 @@ fn rebinding_only_after_a_challenge() {
     let packet = t.packet(a, to, &[1; 60]);
     t.inject(new, &packet);
     assert_eq!(t.peers[b].got.len(), 1);
-    assert!(t.sent.iter().any(|(to, d)| *to == new && d.len() <= packet.len()), "no challenge");
+    assert!(t.sent.iter().any(|(to, d)| to.remote == new && d.len() <= packet.len()), "no challenge");
     t.run(20 * SECOND);
     t.send(b, back, b"x");
-    assert!(t.sent.iter().any(|(to, _)| *to == old) && t.relay.metrics().rebinds == 0);
+    assert!(t.sent.iter().any(|(to, _)| to.remote == old) && t.relay.metrics().rebinds == 0);
     // It really moves: the next packet and the answer come from there.
     t.peers[a].address = new;
     t.send(a, to, &[2; 60]);
     assert_eq!(t.relay.metrics().rebinds, 1);
     t.send(b, back, b"y");
-    assert!(t.sent.iter().all(|(to, _)| *to == new));
+    assert!(t.sent.iter().all(|(to, _)| to.remote == new));
     assert_eq!(t.peers[a].got.last().unwrap().1, b"y");
     assert_eq!(t.peers[a].ups, 1);
     // And it is told where it is: again with each keepalive, since that may have been lost.
@@ -269,6 +272,45 @@ fn rebinding_only_after_a_challenge() {
     t.run(60 * SECOND);
     assert!(t.peers[a].controls.contains(&Control::Observed(new)));
     assert!(t.peers[b].controls.iter().all(|c| !matches!(c, Control::Observed(_))));
+}
+
+/// Of a relay's addresses each client is sent to by the one that it comes by, whatever strangers send in its name to another;
+/// and by another after it has answered there. [P-RELAY-MAC]
+#[test]
+fn each_is_answered_by_the_address_that_it_came_by() {
+    let mut t = Table::new(Config::default());
+    let (one, two) = (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 2].into()));
+    let network = Network::new(1);
+    t.register(&network);
+    let (a, b) = (t.pseudonym(&network), t.pseudonym(&network));
+    (t.peers[a].by, t.peers[b].by) = (one, two);
+    t.run(2 * SECOND);
+    assert!(t.peers[a].link.is_up() && t.peers[b].link.is_up());
+    let (to, back) = (t.handle(b), t.handle(a));
+    // In its name, at the other address: noise, a forged header, a handshake (which is answered there, where it was asked).
+    let there = FourTuple { local: two, ..t.peers[a].path() };
+    let mut forged = t.packet(a, to, &[1; 60]);
+    forged[RELAY_HEADER - 1] ^= 1;
+    t.inject(there, &[0; 200]);
+    t.inject(there, &forged);
+    assert!(t.sent.is_empty());
+    let credential = Credential::Anonymous;
+    let id = t.id().0;
+    let mut stranger = RelayLink::new(id, Some(relay_address()), credential, Suite::ALL.to_vec(), t.now);
+    let now = t.now;
+    stranger.handle_timeout(now, &mut t.rng);
+    t.inject(there, &stranger.poll_transmit().unwrap().1);
+    assert!(!t.sent.is_empty() && t.sent.iter().all(|(path, _)| *path == there));
+    t.send(b, back, b"x");
+    assert_eq!(t.sent[0].0, t.peers[a].path());
+    assert_eq!(t.peers[a].got.last().unwrap().1, b"x");
+    // It comes by the other itself.
+    t.peers[a].by = two;
+    t.send(a, to, &[2; 60]);
+    assert_eq!((t.relay.metrics().rebinds, t.peers[b].got.len()), (1, 1));
+    t.send(b, back, b"y");
+    assert_eq!(t.peers[a].got.last().unwrap().1, b"y");
+    assert_eq!((t.peers[a].ups, t.peers[a].resets), (1, 0));
 }
 
 /// Where a member is, is told to members of its network alone. [P-PUNCH]
@@ -295,13 +337,13 @@ fn challenges_are_few() {
     let to = t.handle(p[1]);
     let mut challenges = 0;
     let small = t.packet(p[0], to, b"x");
-    t.inject("203.0.113.9:9".parse().unwrap(), &small);
-    assert!(t.sent.iter().all(|(to, _)| to.to_string() != "203.0.113.9:9"), "more than was asked");
+    t.inject("203.0.113.9:9".parse::<SocketAddr>().unwrap(), &small);
+    assert!(t.sent.iter().all(|(to, _)| to.remote.to_string() != "203.0.113.9:9"), "more than was asked");
     for n in 0..1000u32 {
         let packet = t.packet(p[0], to, &[0; 60]);
-        let from = format!("203.0.113.{}:{}", n % 200 + 1, 1000 + n).parse().unwrap();
+        let from: SocketAddr = format!("203.0.113.{}:{}", n % 200 + 1, 1000 + n).parse().unwrap();
         t.inject(from, &packet);
-        challenges += t.sent.iter().filter(|(to, _)| *to == from).count();
+        challenges += t.sent.iter().filter(|(to, _)| to.remote == from).count();
     }
     assert_eq!(challenges, 1);
 }
@@ -336,7 +378,7 @@ fn no_reset_for_the_living_nor_the_unborn() {
     let forged = Reset { slot: grant.slot, token: [3; 16] }.emit();
     t.deliver(p[0], &forged);
     assert!(t.peers[p[0]].link.is_up() && t.peers[p[0]].resets == 0);
-    let attacker = "203.0.113.1:1".parse().unwrap();
+    let attacker: SocketAddr = "203.0.113.1:1".parse().unwrap();
     let provoke = |t: &mut Table, slot: u32| {
         let mut d = RelayHeader { thread: 0, slot, handle: 7, counter: 0, mac: [0; 8] }.emit().to_vec();
         d.push(0);
@@ -377,7 +419,7 @@ fn resets_are_limited() {
     t.restart();
     let mut resets = 0;
     for n in 0..5000u32 {
-        let from = format!("203.0.113.5:{}", 1000 + n).parse().unwrap();
+        let from: SocketAddr = format!("203.0.113.5:{}", 1000 + n).parse().unwrap();
         let d = RelayHeader { thread: 0, slot: 0x0100_0001, handle: 7, counter: 0, mac: [0; 8] }.emit();
         t.inject(from, &d);
         resets += t.sent.len();
@@ -433,7 +475,7 @@ fn a_client_without_a_first_packet_is_nobody() {
             }
         }
         while let Some((to, d)) = t.relay.poll_transmit() {
-            if to == from {
+            if to.remote == from {
                 t.deliver(silent, &d);
             }
         }

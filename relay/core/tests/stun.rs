@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use shadowmesh_relay_core::Config;
+use shadowmesh_relay_core::{Config, FourTuple};
 use shadowmesh_stun::{Change, parse_response, request, request_to};
 use shadowmesh_wire::DropReason;
 use std::net::SocketAddr;
@@ -33,8 +33,8 @@ fn ask(t: &mut Table, second: bool, from: SocketAddr, datagram: &[u8]) -> (Vec<V
     } else {
         t.inject(from, datagram);
     }
-    let to = |(to, bytes)| {
-        assert_eq!(to, from);
+    let to = |(to, bytes): (FourTuple, _)| {
+        assert_eq!(to, from.into());
         bytes
     };
     (t.sent.drain(..).map(to).collect(), std::iter::from_fn(|| t.relay.poll_stun()).map(to).collect())
@@ -66,10 +66,10 @@ fn an_answer_goes_to_another_port_if_that_is_asked_for() {
     let (mut t, from) = (table(), address("203.0.113.4:44"));
     t.inject(from, &request_to([7; 12], 45));
     let (to, bytes) = t.sent.pop().unwrap();
-    assert_eq!(to, address("203.0.113.4:45"));
+    assert_eq!(to, address("203.0.113.4:45").into());
     assert_eq!(parse_response(&bytes).unwrap().mapped, from);
     t.relay.handle_stun(t.now, from, &request_to([7; 12], 46));
-    assert_eq!(t.relay.poll_stun().unwrap().0, address("203.0.113.4:46"));
+    assert_eq!(t.relay.poll_stun().unwrap().0, address("203.0.113.4:46").into());
 }
 
 #[test]

@@ -13,14 +13,14 @@
 //! second kind fills a queue of its own, and not the one that sessions wait in; and what is not taken from there
 //! ([`crate::ration`]) is dropped by the kernel before it costs this process anything.
 //!
-//! A relay on a machine with several addresses answers from the one it was asked at ([`Udp::answer_where_heard`]).
+//! A relay on a machine with several addresses answers from the one it was asked at ([`Udp::tell_local`], [`Peer`]).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -119,8 +119,8 @@ pub struct Udp {
     /// Sockets by which one address is reached, the newest last ([`Udp::adopt`]); and is there any?
     others: RwLock<Vec<Arc<Other>>>,
     any_others: AtomicBool,
-    /// Where who was heard ([`Udp::answer_where_heard`]).
-    heard: Option<Mutex<Heard>>,
+    /// What is received is told with the address of this machine ([`Udp::tell_local`]).
+    tells_local: bool,
 }
 
 /// A socket by which one address is reached.
@@ -217,21 +217,22 @@ impl Udp {
             turn: AtomicUsize::new(0),
             others: RwLock::default(),
             any_others: AtomicBool::new(false),
-            heard: None,
+            tells_local: false,
         })
     }
 
-    /// From now on what is sent to somebody leaves by the address at which that one was heard last, where this machine has
-    /// several ([`several_addresses`]); that costs something for each message. Again with `false`: no more.
-    pub fn answer_where_heard(&mut self, yes: bool) {
-        if yes != self.heard.is_some() {
+    /// From now on a [`Peer`] is told by which address of this machine it was heard, also where a socket is bound to all;
+    /// that is for machines with several ([`several_addresses`]), and costs something for each message. Again with `false`:
+    /// no more.
+    pub fn tell_local(&mut self, yes: bool) {
+        if yes != self.tells_local {
             for socket in self.sockets.iter().filter(|s| s.local.ip().is_unspecified()) {
                 for fd in Queue::Both.of(socket) {
                     // Any kernel has it; without it the routing table chooses, as ever.
                     let _an_odd_kernel = mmsg::tell_local(fd, socket.local.is_ipv4(), yes);
                 }
             }
-            self.heard = yes.then(Mutex::default);
+            self.tells_local = yes;
         }
     }
 
@@ -274,17 +275,13 @@ impl Udp {
         self.sockets.iter().position(|s| s.local.is_ipv4() == to.is_ipv4())
     }
 
-    /// The same, and what it must be told to send from, to answer where one was heard.
-    fn way_to(&self, to: &SocketAddr, heard: Option<&Heard>) -> Option<(usize, Option<IpAddr>)> {
-        let Some(local) = heard.and_then(|h| h.of(to)) else { return Some((self.socket_for(to)?, None)) };
+    /// The same, and what it must be told to send from, if it is to leave by an address that it is not bound to.
+    fn way_to(&self, to: &SocketAddr, local: Option<IpAddr>) -> Option<(usize, Option<IpAddr>)> {
+        let Some(local) = local else { return Some((self.socket_for(to)?, None)) };
         match self.sockets.iter().position(|s| s.local.ip() == local) {
             Some(bound) => Some((bound, None)),
             None => Some((self.socket_for(to)?, Some(local))),
         }
-    }
-
-    fn heard(&self) -> Option<std::sync::MutexGuard<'_, Heard>> {
-        Some(self.heard.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on the kernel may join datagrams of one sender and one size (UDP_GRO, Linux 5.0), and what is sent is
@@ -309,11 +306,11 @@ impl Udp {
     /// Takes what has arrived, from all sockets, as far as `memory` holds it in pieces of `slot` bytes; what is where is
     /// appended to the list. Gives how many messages that were: nothing is there, when none. Errors that ICMP left on a
     /// socket are not errors; one that is returned means the socket is broken.
-    pub fn recv(
+    pub fn recv<P: Peer>(
         &self,
         memory: &mut [u8],
         slot: usize,
-        list: &mut Vec<(SocketAddr, Range<usize>)>,
+        list: &mut Vec<(P, Range<usize>)>,
         queue: Queue,
     ) -> io::Result<usize> {
         // Another address first each time, so that a flood on one does not starve the other.
@@ -322,9 +319,7 @@ impl Udp {
         let most = most.min(memory.len());
         let memory = &mut memory[..most];
         let (mut truncated, before) = (0, list.len());
-        let mut heard = self.heard();
-        let mut got =
-            Received { list, used: 0, truncated: &mut truncated, heard: heard.as_deref_mut(), local: None };
+        let mut got = Received { list, used: 0, truncated: &mut truncated, local: None };
         let mut messages = 0;
         let others = self.others_of(queue);
         let own = (0..n).map(|i| &self.sockets[(first.wrapping_add(i)) % n]);
@@ -360,7 +355,7 @@ impl Udp {
     }
 
     /// The same into a batch: up to its size.
-    pub fn recv_batch(&self, batch: &mut RecvBatch, queue: Queue) -> io::Result<usize> {
+    pub fn recv_batch<P: Peer>(&self, batch: &mut RecvBatch<P>, queue: Queue) -> io::Result<usize> {
         batch.list.clear();
         self.recv(&mut batch.slab, batch.slot, &mut batch.list, queue)?;
         Ok(batch.list.len())
@@ -368,39 +363,40 @@ impl Udp {
 
     /// Sends a list of datagrams in order. `refused` is told of each that was not sent while the rest went
     /// on. When it stops early, call again with the rest (`&list[sent.done..]`).
-    pub fn send_batch(
+    pub fn send_batch<P: Peer>(
         &self,
-        list: &[(SocketAddr, &[u8])],
+        list: &[(P, &[u8])],
         refused: &mut dyn FnMut(usize, SendError),
     ) -> Sent {
         let (mut done, others) = (0, self.others());
         // Where each destination is sent from.
-        let other = |to: &SocketAddr| others.iter().rev().find(|o| o.to == *to);
-        // So many from here are sent one by one: the kernel did not take them together.
-        let mut apart = 0;
-        let mut heard = self.heard();
+        let other = |to: SocketAddr| others.iter().rev().find(|o| o.to == to);
+        // So many from here are sent one by one, since the kernel did not take them together; and so many from wherever it
+        // likes, since it does not have the address any more that they were to leave by.
+        let (mut apart, mut anyhow) = (0, 0);
         while let Some((to, _)) = list.get(done) {
-            let Some((index, _)) = self.way_to(to, heard.as_deref()) else {
+            let way = |to: &P| self.way_to(&to.address(), to.local().filter(|_| anyhow <= done));
+            let Some((index, _)) = way(to) else {
                 refused(done, SendError::NoSocket);
                 done += 1;
                 continue;
             };
             let join = apart <= done && self.join.load(Ordering::Relaxed);
-            let most = if apart > done { apart - done } else { list.len() };
+            let bounds = [apart, anyhow].into_iter().filter(|b| *b > done);
+            let most = bounds.min().map_or(list.len(), |b| b - done);
             // As many as go through one socket in one call.
-            let by = other(to);
-            let same = |(t, _): &&(SocketAddr, &[u8])| match by {
+            let by = other(to.address());
+            let same = |(t, _): &&(P, &[u8])| match by {
                 Some(_) => t == to,
-                None if heard.is_some() => {
-                    let way = || self.way_to(t, heard.as_deref());
-                    t == to || other(t).is_none() && way().is_some_and(|(i, _)| i == index)
+                None => {
+                    t == to
+                        || way(t).is_some_and(|(i, _)| i == index)
+                            && (others.is_empty() || other(t.address()).is_none())
                 }
-                None => t.is_ipv4() == to.is_ipv4() && (others.is_empty() || other(t).is_none()),
             };
             let run = list[done..].iter().take(most).take_while(same).count();
             let fd = by.map_or(self.sockets[index].sessions[0].as_fd(), |o| o.as_fd());
-            let local =
-                |t: &SocketAddr| if by.is_some() { None } else { self.way_to(t, heard.as_deref())?.1 };
+            let local = |t: &P| if by.is_some() { None } else { way(t)?.1 };
             match mmsg::send(fd, &list[done..done + run], join, local) {
                 Ok(0) => return Sent { done, stop: Some(SendStop::WouldBlock) },
                 Ok(n) => done += n,
@@ -417,8 +413,11 @@ impl Udp {
                     }
                 }
                 // This machine does not have the address any more at which that one was heard.
-                Err((Errno::EINVAL | Errno::EADDRNOTAVAIL, _))
-                    if heard.as_mut().is_some_and(|h| h.forget(to)) => {}
+                Err((Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH, n))
+                    if local(to).is_some() =>
+                {
+                    anyhow = done + n
+                }
                 Err((e, _)) => {
                     // The call reports the error of its first datagram only.
                     refused(done, send_error(e));
@@ -430,7 +429,7 @@ impl Udp {
     }
 
     /// Sends one datagram: for the control plane and for tests.
-    pub fn send_to(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), SendError> {
+    pub fn send_to<P: Peer>(&self, to: P, bytes: &[u8]) -> Result<(), SendError> {
         let mut result = Ok(());
         let sent = self.send_batch(&[(to, bytes)], &mut |_, e| result = Err(e));
         match sent.stop {
@@ -546,24 +545,22 @@ fn receives(fd: &OwnedFd, bytes: usize) -> nix::Result<()> {
 }
 
 /// What a call has received.
-struct Received<'a> {
-    list: &'a mut Vec<(SocketAddr, Range<usize>)>,
+struct Received<'a, P> {
+    list: &'a mut Vec<(P, Range<usize>)>,
     /// Bytes of the memory that are taken.
     used: usize,
     truncated: &'a mut u64,
-    /// Where who was heard, if that matters, and what the socket is bound to.
-    heard: Option<&'a mut Heard>,
+    /// What the socket is bound to.
     local: Option<IpAddr>,
 }
 
 mod batch;
-mod heard;
 mod mmsg;
+mod peer;
 mod punch;
 
 pub use batch::RecvBatch;
-use heard::Heard;
-pub use heard::several_addresses;
+pub use peer::{Peer, several_addresses};
 pub use punch::Punch;
 
 #[cfg(test)]

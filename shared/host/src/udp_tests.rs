@@ -28,7 +28,7 @@ fn batches_over_both_families_keep_sender_bytes_and_order() {
     let sent = a.send_batch(&list, &mut |i, e| panic!("{i}: {e:?}"));
     assert_eq!(sent, Sent { done: 200, stop: None });
 
-    let mut batch = RecvBatch::new(64, 2048);
+    let mut batch: RecvBatch = RecvBatch::new(64, 2048);
     let (mut got4, mut got6) = (Vec::new(), Vec::new());
     while got4.len() + got6.len() < 200 {
         wait(&b);
@@ -55,7 +55,7 @@ fn datagrams_longer_than_a_slot_are_dropped_and_counted_and_the_others_stay() {
     let to = b.local_addrs()[0];
     let (long, short) = ([7u8; 501], [8u8; 500]);
     a.send_batch(&[(to, &long), (to, &short), (to, &long), (to, &[9])], &mut |_, e| panic!("{e:?}"));
-    let mut batch = RecvBatch::new(8, 500);
+    let mut batch: RecvBatch = RecvBatch::new(8, 500);
     let mut got = Vec::new();
     while got.len() < 2 {
         wait(&b);
@@ -72,11 +72,57 @@ fn datagrams_longer_than_a_slot_are_dropped_and_counted_and_the_others_stay() {
 }
 
 #[test]
+fn who_is_answered_hears_the_address_that_it_asked() {
+    let ip = |n| Some([127, 0, 0, n].into());
+    let asker = Udp::bind(&[local("127.0.0.1:0")]).unwrap();
+    let me = asker.local_addrs()[0];
+    let mut answers: RecvBatch = RecvBatch::new(64, 100);
+    let mut hears = |expect: &[String]| {
+        let mut got = vec![];
+        while got.len() < expect.len() {
+            wait(&asker);
+            asker.recv_batch(&mut answers, Queue::Both).unwrap();
+            got.extend(answers.iter().map(|(from, d)| format!("{} {}", from.ip(), d[0])));
+        }
+        assert_eq!(got, expect);
+    };
+    let mut all = Udp::bind(&[local("0.0.0.0:0")]).unwrap();
+    all.tell_local(true);
+    let two = Udp::bind(&[local("127.0.0.7:0"), local("127.0.0.8:0")]).unwrap();
+    for asked in [&all, &two] {
+        let port = asked.local_addrs()[0].port();
+        let mut batch: RecvBatch<(SocketAddr, Option<IpAddr>)> = RecvBatch::new(64, 100);
+        let (mut list, mut came) = (vec![], vec![]);
+        for n in [7, 8, 7] {
+            asker.send_to(SocketAddr::from(([127, 0, 0, n], port)), &[n]).unwrap();
+            wait(asked);
+            asked.recv_batch(&mut batch, Queue::Both).unwrap();
+            came.extend(batch.iter().map(|(from, d)| (from, d.to_vec())));
+        }
+        assert!(came.iter().map(|(from, d)| (*from, d[0])).eq([7, 8, 7].map(|n| ((me, ip(n)), n))));
+        list.extend(came.iter().map(|(from, d)| (*from, &d[..])));
+        assert_eq!(asked.send_batch(&list, &mut |_, e| panic!("{e:?}")), Sent { done: 3, stop: None });
+        hears(&["127.0.0.7 7".into(), "127.0.0.8 8".into(), "127.0.0.7 7".into()]);
+    }
+    // By one that this machine has not, or no more: by whichever, and nothing else is held up.
+    let gone = (me, Some([192, 0, 2, 77].into()));
+    let list: Vec<(_, &[u8])> = vec![((me, ip(7)), &[1]), (gone, &[2]), (gone, &[3]), ((me, ip(8)), &[4])];
+    assert_eq!(all.send_batch(&list, &mut |_, e| panic!("{e:?}")), Sent { done: 4, stop: None });
+    hears(&["127.0.0.7 1".into(), "127.0.0.1 2".into(), "127.0.0.1 3".into(), "127.0.0.8 4".into()]);
+    all.tell_local(false);
+    asker.send_to(SocketAddr::from(([127, 0, 0, 7], all.local_addrs()[0].port())), &[1]).unwrap();
+    wait(&all);
+    let mut batch: RecvBatch<(SocketAddr, Option<IpAddr>)> = RecvBatch::new(64, 100);
+    all.recv_batch(&mut batch, Queue::Both).unwrap();
+    assert_eq!(batch.iter().map(|(from, _)| from).collect::<Vec<_>>(), [(me, None)]);
+}
+
+#[test]
 fn an_empty_datagram_is_one() {
     let (a, b) = (both(), both());
     a.send_to(b.local_addrs()[1], &[]).unwrap();
     wait(&b);
-    let mut batch = RecvBatch::new(1, 10);
+    let mut batch: RecvBatch = RecvBatch::new(1, 10);
     assert_eq!(b.recv_batch(&mut batch, Queue::Both).unwrap(), 1);
     assert_eq!(batch.iter().next().unwrap().1, &[] as &[u8]);
 }
@@ -111,7 +157,7 @@ fn one_bad_destination_does_not_stop_the_others() {
     let sent = only4.send_batch(&list, &mut |i, e| refused.push((i, e)));
     assert_eq!(sent, Sent { done: 6, stop: None });
     assert_eq!(refused, [(1, SendError::Unreachable), (4, SendError::NoSocket)]);
-    let mut batch = RecvBatch::new(64, 2048);
+    let mut batch: RecvBatch = RecvBatch::new(64, 2048);
     let mut got = Vec::new();
     while got.len() < 3 {
         wait(&only4);
@@ -137,7 +183,7 @@ fn port_unreachable_neither_breaks_receiving_nor_sending() {
     let gone = both();
     let dead = gone.local_addrs();
     drop(gone);
-    let mut batch = RecvBatch::new(64, 2048);
+    let mut batch: RecvBatch = RecvBatch::new(64, 2048);
     for _ in 0..20 {
         for to in &dead {
             a.send_to(*to, b"anyone?").unwrap();
@@ -157,7 +203,7 @@ fn buffers_are_large_and_the_receive_order_is_fair() {
         a.send_to(to4, &[4; 100]).unwrap();
     }
     a.send_to(to6, &[6; 100]).unwrap();
-    let mut batch = RecvBatch::new(64, 2048);
+    let mut batch: RecvBatch = RecvBatch::new(64, 2048);
     let mut six_after = None;
     for round in 0..10 {
         b.recv_batch(&mut batch, Queue::Both).unwrap();
@@ -185,7 +231,7 @@ fn strangers_and_sessions_do_not_fill_each_others_queue() {
     ] {
         let (a, b) = (both(), both());
         for to in b.local_addrs() {
-            let mut batch = RecvBatch::new(64, 2048);
+            let mut batch: RecvBatch = RecvBatch::new(64, 2048);
             let many = vec![(to, &flood[..]); 64];
             // Far more than a queue holds.
             for _ in 0..500 {
@@ -201,7 +247,7 @@ fn strangers_and_sessions_do_not_fill_each_others_queue() {
     let (a, b) = (both(), both());
     a.send_to(b.local_addrs()[0], &[]).unwrap();
     wait(&b);
-    let mut batch = RecvBatch::new(64, 2048);
+    let mut batch: RecvBatch = RecvBatch::new(64, 2048);
     assert_eq!(b.recv_batch(&mut batch, Queue::Strangers).unwrap(), 1);
 }
 
@@ -212,7 +258,7 @@ fn sessions_are_divided_among_readers() {
     const BEHIND: usize = 24;
     let any = [local("127.0.0.1:0"), local("[::1]:0")];
     let (a, b) = (both(), Udp::bind_divided(&any, 3, BEHIND).unwrap());
-    let mut batch = RecvBatch::new(64, 2048);
+    let mut batch: RecvBatch = RecvBatch::new(64, 2048);
     for to in b.local_addrs() {
         for low in 0..16u8 {
             let mut direct = vec![0x80, 1, 2, 0xf0 | low, 9, 9, 9];
@@ -263,7 +309,7 @@ fn a_socket_that_is_answered() {
     for fd in answered {
         udp.adopt(to, fd).unwrap();
     }
-    let mut batch = RecvBatch::new(8, 2000);
+    let mut batch: RecvBatch = RecvBatch::new(8, 2000);
     assert_eq!(udp.recv_batch(&mut batch, Queue::Sessions).unwrap(), 1);
     assert!(batch.iter().all(|(a, bytes)| a == to && bytes == [0x82; 50]));
     let sent = |udp: &Udp| {

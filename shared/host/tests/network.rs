@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
 use std::io::IoSlice;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ fn a_device_is_as_asked_for_and_carries_frames_both_ways() {
 
         // Out: the kernel looks for a neighbour. In: our answer makes it send the datagram there.
         let udp = Udp::bind(&["10.83.41.7:0".parse().unwrap()]).unwrap();
-        udp.send_to("10.83.0.9:7".parse().unwrap(), b"hello").unwrap();
+        udp.send_to(SocketAddr::from(([10, 83, 0, 9], 7)), b"hello").unwrap();
         let request = frame_where(&tap, |f| arp_request(f, [10, 83, 0, 9]));
         assert_eq!(request[6..12], OPTIONS.mac);
         let them = [0x02, 9, 9, 9, 9, 9];
@@ -176,7 +176,7 @@ fn superframes_come_with_a_header_and_queues_share_a_device() {
         netlink.set_up("sm-q").await.unwrap();
         // Which queue a frame comes by is the kernel's choice: one of both has it.
         let udp = Udp::bind(&["10.9.0.1:0".parse().unwrap()]).unwrap();
-        udp.send_to("10.9.0.2:7".parse().unwrap(), b"x").unwrap();
+        udp.send_to(SocketAddr::from(([10, 9, 0, 2], 7)), b"x").unwrap();
         let clock = Clock::new();
         let mut buf = vec![0; 70_000];
         let found = loop {

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test; clippy exempts only functions marked as such")]
 
 use shadowmesh_netns_tests::{
-    Flow, Lab, Machine, make_home, make_relay, spawn_relay, wait_for_relay, wait_until,
+    Flow, Host, Lab, Machine, Process, make_home, make_relay, spawn_relay, wait_for_relay, wait_until,
 };
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -59,10 +61,23 @@ fn the_other_relay_takes_over() {
 
 /// A relay that listens on all addresses of its host, and is known by one that the routing table would not answer from;
 /// the client's firewall, as any, lets in only who was asked.
-fn a_relay_with_two_addresses(relay: [&str; 2], public: &str, clients: [&str; 2], listen: &[&str]) {
+struct TwoAddresses {
+    _lab: Lab,
+    _relay: Process,
+    machines: Vec<Machine>,
+    stranger: Host,
+}
+
+fn a_relay_with_two_addresses(
+    relay: [&str; 2],
+    public: &str,
+    others: [&str; 3],
+    listen: &[&str],
+) -> TwoAddresses {
     let mut lab = Lab::new("a relay with two addresses");
-    let hosts: Vec<_> = ["a", "b", "vps"].iter().map(|name| lab.host(name)).collect();
-    lab.lan("switch", &[(&hosts[0], &clients[..1]), (&hosts[1], &clients[1..]), (&hosts[2], &relay)]);
+    let hosts: Vec<_> = ["a", "b", "vps", "stranger"].iter().map(|name| lab.host(name)).collect();
+    let places = [&others[..1], &others[1..2], &relay[..], &others[2..]];
+    lab.lan("switch", &hosts.iter().zip(places).collect::<Vec<_>>());
     for host in &hosts[..2] {
         host.nft(concat!(
             "table inet f {\nchain i { type filter hook input priority 0; policy accept;\n",
@@ -73,7 +88,7 @@ fn a_relay_with_two_addresses(relay: [&str; 2], public: &str, clients: [&str; 2]
     let urls = make_relay(&hosts[2], &state, public);
     let mut more: Vec<String> = ["--tcp", "off"].map(str::to_owned).into();
     more.extend(listen.iter().flat_map(|l| ["--listen".to_owned(), (*l).to_owned()]));
-    let _relay = spawn_relay(&hosts[2], &state, &more);
+    let relay = spawn_relay(&hosts[2], &state, &more);
     wait_for_relay(&hosts[2]);
     let machines: Vec<_> =
         hosts[..2].iter().map(|host| Machine::configured(&lab, host, "direct: false\n")).collect();
@@ -81,25 +96,54 @@ fn a_relay_with_two_addresses(relay: [&str; 2], public: &str, clients: [&str; 2]
     machines[0].host.must_reach(&machines[1].address(), 10);
     let status = machines[0].json(&["status"]);
     assert_eq!(status["networks"][0]["relays"][0]["by"], "udp", "{status}");
+    TwoAddresses { _lab: lab, _relay: relay, machines, stranger: hosts[3].clone() }
 }
 
-/// Of the relay, which Linux sends from the first of; and of the two clients.
-const V4: [[&str; 2]; 2] = [["203.0.113.3/24", "203.0.113.7/24"], ["203.0.113.1/24", "203.0.113.2/24"]];
+/// Of the relay, which Linux sends from the first of; of the two clients and a stranger.
+const V4: ([&str; 2], [&str; 3]) =
+    (["203.0.113.3/24", "203.0.113.7/24"], ["203.0.113.1/24", "203.0.113.2/24", "203.0.113.9/24"]);
 
 #[test]
 fn a_relay_answers_from_the_address_it_was_asked_at() {
-    a_relay_with_two_addresses(V4[0], "203.0.113.7", V4[1], &[]);
+    let t = a_relay_with_two_addresses(V4.0, "203.0.113.7", V4.1, &[]);
+    // A stranger writes to the other one in a client's name, far more often than the client does.
+    let listen = t.machines[0].json(&["status"])["networks"][0]["listen"][0].as_str().unwrap().to_owned();
+    let port = listen.rsplit(':').next().unwrap();
+    t.stranger.nft(&format!(
+        "table ip n {{\nchain p {{ type nat hook postrouting priority 100; udp dport 443 snat to 203.0.113.1:{port}\n}}\n}}\n"
+    ));
+    let (socket, over) =
+        (t.stranger.enter(|| UdpSocket::bind("203.0.113.9:0").unwrap()), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let spoofing = scope.spawn(|| {
+            let mut sent = 0;
+            while !over.load(Ordering::Relaxed) {
+                for first in [0xc1, 0x01] {
+                    sent += usize::from(socket.send_to(&[first; 200], "203.0.113.3:443").is_ok());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        std::thread::sleep(SECONDS(1) / 4);
+        let to = t.machines[1].address();
+        let said = t.machines[0].host.run("ping", &["-n", "-c", "20", "-i", "0.05", "-W", "1", &to]);
+        over.store(true, Ordering::Relaxed);
+        assert!(said.contains(" 0% packet loss"), "{said}");
+        assert!(spoofing.join().unwrap() > 1000);
+    });
 }
 
 #[test]
 fn a_relay_answers_from_the_ipv6_address_it_was_asked_at() {
     // Of these, Linux sends from the last.
     let relay = ["2001:db8::3/64", "2001:db8::7/64"];
-    a_relay_with_two_addresses(relay, "[2001:db8::3]", ["2001:db8::1/64", "2001:db8::2/64"], &[]);
+    let others = ["2001:db8::1/64", "2001:db8::2/64", "2001:db8::9/64"];
+    a_relay_with_two_addresses(relay, "[2001:db8::3]", others, &[]);
 }
 
 #[test]
 fn a_relay_answers_by_the_socket_it_was_asked_at() {
     let listen = ["udp://203.0.113.3:443", "udp://203.0.113.7:443"];
-    a_relay_with_two_addresses(V4[0], "203.0.113.7", V4[1], &listen);
+    a_relay_with_two_addresses(V4.0, "203.0.113.7", V4.1, &listen);
 }

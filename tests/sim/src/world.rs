@@ -187,7 +187,7 @@ impl World {
         }
         let out: Vec<_> = std::iter::from_fn(|| core.poll_transmit()).collect();
         for (to, bytes) in out {
-            self.launch(relay_address(), to, bytes);
+            self.launch(relay_address(), to.remote, bytes);
         }
     }
 
@@ -324,7 +324,7 @@ impl World {
                 core.handle_datagram(now, from, &bytes);
             }
             while let Some((to, mut bytes)) = core.poll_transmit() {
-                if to == from {
+                if to.remote == from {
                     registrar.handle_datagram(now, relay_address(), &mut bytes);
                 } else {
                     others.push((to, bytes));
@@ -338,7 +338,7 @@ impl World {
             }
         };
         for (to, bytes) in others {
-            self.launch(relay_address(), to, bytes);
+            self.launch(relay_address(), to.remote, bytes);
         }
         self.drain_relay();
         outcome.is_ok()
@@ -493,7 +493,7 @@ impl World {
                 println!("{:8.3} relay took {} drops {drops:?}", now.0 as f64 / 1e9, told(&f.bytes));
             }
             if let Some(to) = to {
-                self.launch(relay_address(), to, f.bytes);
+                self.launch(relay_address(), to.remote, f.bytes);
             }
             self.drain_relay();
             return;

@@ -11,11 +11,11 @@ use shadowmesh_identity::{NodeId, Seed};
 use shadowmesh_proto::handshake::{Credential, ResponderLeaf};
 use shadowmesh_proto::relay_leg::{RelayLeg, check_down};
 use shadowmesh_proto::{LinkEvent, RelayLink, Rng, Time};
-use shadowmesh_relay_core::{Config, Durable, Event, Relay};
+use shadowmesh_relay_core::{Config, Durable, Event, FourTuple, Relay};
 use shadowmesh_wire::control::{Control, Status};
 use shadowmesh_wire::handshake::RelayGrant;
 use shadowmesh_wire::relay::{RelayHeader, TO_RELAY};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub fn relay_address() -> SocketAddr {
 /// A client: the real link, a data thread's leg, and what came.
 pub struct Peer {
     pub address: SocketAddr,
+    /// By which of the relay's addresses it comes; what another one sends is not let in.
+    pub by: Option<IpAddr>,
     pub link: RelayLink,
     pub leg: Option<RelayLeg>,
     pub down: Option<Secret<32>>,
@@ -43,6 +45,12 @@ pub struct Peer {
     pub deaf: bool,
 }
 
+impl Peer {
+    pub fn path(&self) -> FourTuple {
+        FourTuple { remote: self.address, local: self.by }
+    }
+}
+
 pub struct Table {
     pub now: Time,
     pub relay: Relay,
@@ -53,7 +61,7 @@ pub struct Table {
     pub peers: Vec<Peer>,
     pub rng: Rng,
     /// Everything that the relay sent in the last round.
-    pub sent: Vec<(SocketAddr, Vec<u8>)>,
+    pub sent: Vec<(FourTuple, Vec<u8>)>,
     starts: u8,
 }
 
@@ -143,6 +151,7 @@ impl Table {
             RelayLink::new(self.id().0, Some(relay_address()), credential, Suite::ALL.to_vec(), self.now);
         self.peers.push(Peer {
             address: address(n),
+            by: None,
             link,
             leg: None,
             down: None,
@@ -209,12 +218,12 @@ impl Table {
 
     pub fn send(&mut self, p: usize, to: u64, payload: &[u8]) {
         let packet = self.packet(p, to, payload);
-        let from = self.peers[p].address;
+        let from = self.peers[p].path();
         self.inject(from, &packet);
     }
 
     /// A datagram at the relay, and all that follows at this moment.
-    pub fn inject(&mut self, from: SocketAddr, datagram: &[u8]) {
+    pub fn inject(&mut self, from: impl Into<FourTuple>, datagram: &[u8]) {
         self.relay.handle_datagram(self.now, from, datagram);
         self.settle();
     }
@@ -237,7 +246,7 @@ impl Table {
             while let Some((to, datagram)) = self.relay.poll_transmit() {
                 quiet = false;
                 self.sent.push((to, datagram.clone()));
-                if let Some(p) = self.peers.iter().position(|p| p.address == to && !p.deaf) {
+                if let Some(p) = self.peers.iter().position(|p| p.path() == to && !p.deaf) {
                     self.deliver(p, &datagram);
                 }
             }
@@ -246,7 +255,7 @@ impl Table {
                     quiet = false;
                     assert_eq!(to, relay_address());
                     if !self.peers[p].deaf {
-                        let from = self.peers[p].address;
+                        let from = self.peers[p].path();
                         self.relay.handle_datagram(self.now, from, &datagram);
                     }
                 }

@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::BATCH;
+use super::{BATCH, Peer};
 
 /// Memory for received datagrams, allocated once.
-pub struct RecvBatch {
+pub struct RecvBatch<P = SocketAddr> {
     pub(super) slab: Box<[u8]>,
     pub(super) slot: usize,
-    pub(super) list: Vec<(SocketAddr, Range<usize>)>,
+    pub(super) list: Vec<(P, Range<usize>)>,
 }
 
-impl RecvBatch {
+impl<P: Peer> RecvBatch<P> {
     /// `count` datagrams (1 to [`BATCH`]) of up to `slot` bytes each.
-    pub fn new(count: usize, slot: usize) -> RecvBatch {
+    pub fn new(count: usize, slot: usize) -> Self {
         let (count, slot) = (count.clamp(1, BATCH), slot.max(1));
         RecvBatch { slab: vec![0; count * slot].into_boxed_slice(), slot, list: Vec::with_capacity(count) }
     }
@@ -35,12 +35,12 @@ impl RecvBatch {
     }
 
     /// The datagrams, to read.
-    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    pub fn iter(&self) -> impl Iterator<Item = (P, &[u8])> {
         self.list.iter().map(|(from, range)| (*from, &self.slab[range.clone()]))
     }
 
     /// The datagrams, to open in place.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (P, &mut [u8])> {
         let (mut rest, mut at) = (&mut self.slab[..], 0);
         // They lie one after the other.
         self.list.iter().map(move |(from, range)| {

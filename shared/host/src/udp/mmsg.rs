@@ -8,7 +8,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-use super::{BATCH, Received};
+use super::{BATCH, Peer, Received};
 
 /// Datagrams of one message at most (`UDP_MAX_SEGMENTS` before Linux 6.9), and their bytes: an IPv4 packet holds no more.
 const MAX_RUN: usize = 64;
@@ -90,11 +90,11 @@ struct Control([u8; 64]);
 
 /// Takes what a socket has into `memory`, a `slot` for each datagram (or for several of one size that the kernel has
 /// joined), up to [`BATCH`] of them; appends to the list what is where. What was cut is left out and counted.
-pub fn recv(
+pub fn recv<P: Peer>(
     fd: BorrowedFd<'_>,
     memory: &mut [u8],
     slot: usize,
-    got: &mut Received<'_>,
+    got: &mut Received<'_, P>,
 ) -> nix::Result<usize> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
@@ -139,9 +139,7 @@ pub fn recv(
         }
         let Some(from) = read_address(address) else { continue };
         let said = said(&header.msg_hdr);
-        if let (Some(heard), Some(local)) = (&mut got.heard, said.local.or(got.local)) {
-            heard.note(from, local);
-        }
+        let from = P::heard(from, said.local.or(got.local));
         let segment = said.segment.unwrap_or(len).max(1);
         let mut begin = 0;
         // An empty datagram is one, too.
@@ -247,11 +245,11 @@ fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
 /// last may be shorter) go as one message that the kernel, or the card, cuts. `local` says of each destination what address
 /// of this machine it is sent from, if the routing table is not to choose. Gives how many were taken; the error is that of
 /// the first message, and how many datagrams that was.
-pub fn send(
+pub fn send<P: Peer>(
     fd: BorrowedFd<'_>,
-    list: &[(SocketAddr, &[u8])],
+    list: &[(P, &[u8])],
     join: bool,
-    local: impl Fn(&SocketAddr) -> Option<IpAddr>,
+    local: impl Fn(&P) -> Option<IpAddr>,
 ) -> Result<usize, (Errno, usize)> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
     let mut addresses: [Address; BATCH] = unsafe { zeroed() };
@@ -274,7 +272,7 @@ pub fn send(
         let (own, rest) = std::mem::take(&mut free).split_at_mut(pieces);
         free = rest;
         *run = taken;
-        header.msg_hdr.msg_namelen = write_address(address, to);
+        header.msg_hdr.msg_namelen = write_address(address, &to.address());
         header.msg_hdr.msg_name = ptr::from_mut(address).cast();
         header.msg_hdr.msg_iov = own.as_mut_ptr();
         header.msg_hdr.msg_iovlen = own.len() as _;
@@ -322,7 +320,7 @@ pub fn send(
 
 /// Points to as many datagrams as these pieces can, those that lie one after the other with one; says how many datagrams
 /// and pieces that were.
-fn gather(list: &[(SocketAddr, &[u8])], pieces: &mut [libc::iovec]) -> (usize, usize) {
+fn gather<P>(list: &[(P, &[u8])], pieces: &mut [libc::iovec]) -> (usize, usize) {
     let (mut used, mut end) = (0usize, ptr::null());
     for (n, (_, bytes)) in list.iter().enumerate() {
         let span = bytes.as_ptr_range();
@@ -341,7 +339,7 @@ fn gather(list: &[(SocketAddr, &[u8])], pieces: &mut [libc::iovec]) -> (usize, u
 }
 
 /// How many from the front may be one message.
-fn run_of(list: &[(SocketAddr, &[u8])]) -> usize {
+fn run_of<P: Peer>(list: &[(P, &[u8])]) -> usize {
     let Some((to, first)) = list.first() else { return 0 };
     let (size, mut total, mut run) = (first.len(), first.len(), 1);
     if size == 0 {
