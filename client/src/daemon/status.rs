@@ -16,7 +16,7 @@ pub const SKEW: i64 = 300;
 const WARN_AHEAD: u64 = 45 * DAY;
 
 /// Words for roles.
-pub fn roles(roles: Roles) -> String {
+fn roles(roles: Roles) -> String {
     let all =
         [(Roles::ADMIN, "admin"), (Roles::MEMBER, "member"), (Roles::RELAY, "relay"), (Roles::EXIT, "exit")];
     let named: Vec<_> = all.iter().filter(|(r, _)| roles.contains(*r)).map(|(_, n)| *n).collect();

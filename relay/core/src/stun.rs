@@ -29,8 +29,8 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// What to say of the port that was not asked. The address is left open: a relay does not know by which of its
-    /// addresses it is reached.
+    /// What to say of the port that was not asked. The address is left open: a relay that has one alone is not
+    /// told which that is.
     fn besides(&self, asked: Port, from: &SocketAddr) -> Option<SocketAddr> {
         let bound = if asked == Port::Main { &self.other } else { &self.main };
         let v4 = from.ip().to_canonical().is_ipv4();
