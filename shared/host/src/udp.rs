@@ -13,7 +13,7 @@
 //! second kind fills a queue of its own, and not the one that sessions wait in; and what is not taken from there
 //! ([`crate::ration`]) is dropped by the kernel before it costs this process anything.
 //!
-//! A relay on a machine with several addresses answers from the one it was asked at ([`Udp::tell_local`], [`Peer`]).
+//! A relay on a machine with several addresses answers from the one it was asked at ([`Udp::tell_local`], [`Remote`]).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -221,7 +221,7 @@ impl Udp {
         })
     }
 
-    /// From now on a [`Peer`] is told by which address of this machine it was heard, also where a socket is bound to all;
+    /// From now on a [`Remote`] is told by which address of this machine it was heard, also where a socket is bound to all;
     /// that is for machines with several ([`several_addresses`]), and costs something for each message. Again with `false`:
     /// no more.
     pub fn tell_local(&mut self, yes: bool) {
@@ -306,7 +306,7 @@ impl Udp {
     /// Takes what has arrived, from all sockets, as far as `memory` holds it in pieces of `slot` bytes; what is where is
     /// appended to the list. Gives how many messages that were: nothing is there, when none. Errors that ICMP left on a
     /// socket are not errors; one that is returned means the socket is broken.
-    pub fn recv<P: Peer>(
+    pub fn recv<P: Remote>(
         &self,
         memory: &mut [u8],
         slot: usize,
@@ -355,7 +355,7 @@ impl Udp {
     }
 
     /// The same into a batch: up to its size.
-    pub fn recv_batch<P: Peer>(&self, batch: &mut RecvBatch<P>, queue: Queue) -> io::Result<usize> {
+    pub fn recv_batch<P: Remote>(&self, batch: &mut RecvBatch<P>, queue: Queue) -> io::Result<usize> {
         batch.list.clear();
         self.recv(&mut batch.slab, batch.slot, &mut batch.list, queue)?;
         Ok(batch.list.len())
@@ -363,7 +363,7 @@ impl Udp {
 
     /// Sends a list of datagrams in order. `refused` is told of each that was not sent while the rest went
     /// on. When it stops early, call again with the rest (`&list[sent.done..]`).
-    pub fn send_batch<P: Peer>(
+    pub fn send_batch<P: Remote>(
         &self,
         list: &[(P, &[u8])],
         refused: &mut dyn FnMut(usize, SendError),
@@ -429,7 +429,7 @@ impl Udp {
     }
 
     /// Sends one datagram: for the control plane and for tests.
-    pub fn send_to<P: Peer>(&self, to: P, bytes: &[u8]) -> Result<(), SendError> {
+    pub fn send_to<P: Remote>(&self, to: P, bytes: &[u8]) -> Result<(), SendError> {
         let mut result = Ok(());
         let sent = self.send_batch(&[(to, bytes)], &mut |_, e| result = Err(e));
         match sent.stop {
@@ -556,12 +556,12 @@ struct Received<'a, P> {
 
 mod batch;
 mod mmsg;
-mod peer;
 mod punch;
+mod remote;
 
 pub use batch::RecvBatch;
-pub use peer::{Peer, several_addresses};
 pub use punch::Punch;
+pub use remote::{Remote, several_addresses};
 
 #[cfg(test)]
 #[path = "udp_tests.rs"]

@@ -105,8 +105,13 @@ const V4: ([&str; 2], [&str; 3]) =
 
 #[test]
 fn a_relay_answers_from_the_address_it_was_asked_at() {
+    a_relay_with_two_addresses(V4.0, "203.0.113.7", V4.1, &[]);
+}
+
+/// A stranger writes to the other address in a client's name, far more often than the client does to its own.
+#[test]
+fn no_stranger_moves_a_client_to_another_address_of_the_relay() {
     let t = a_relay_with_two_addresses(V4.0, "203.0.113.7", V4.1, &[]);
-    // A stranger writes to the other one in a client's name, far more often than the client does.
     let listen = t.machines[0].json(&["status"])["networks"][0]["listen"][0].as_str().unwrap().to_owned();
     let port = listen.rsplit(':').next().unwrap();
     t.stranger.nft(&format!(

@@ -332,6 +332,20 @@ impl Plan {
         last.iter().all(|n| w.judge.arrived(*n))
     }
 
+    /// A direct path ends, in one direction or in both: do frames arrive again within a second, by the relay?
+    fn outlives_its_path(&self, w: &mut World, a: usize, b: usize) -> bool {
+        let ways = [(address(a), address(b)), (address(b), address(a))];
+        w.cut.extend([&ways[..1], &ways[1..], &ways[..]][self.seed as usize % 3]);
+        let mut last = [0; 2];
+        for _ in 0..50 {
+            last = [w.send(a, b, 300), w.send(b, a, 300)];
+            w.run(Duration::from_millis(20));
+        }
+        w.run(Duration::from_millis(50));
+        w.cut.clear();
+        last.iter().all(|n| w.judge.arrived(*n))
+    }
+
     /// Are there hosts behind this node?
     fn bridges(&self, n: usize) -> bool {
         self.setup.bridge && !MAY_BRIDGE[n].is_empty()
@@ -381,6 +395,18 @@ impl Plan {
                 }
                 if !stands && sent.iter().any(|n| w.judge.arrived(*n)) {
                     return Err(format!("I3: {a} reaches {b} although {revoked:?} is revoked"));
+                }
+            }
+        }
+        for a in 0..self.setup.nodes {
+            for b in a + 1..self.setup.nodes {
+                let stand = Some(a) != revoked && Some(b) != revoked;
+                if self.setup.direct && stand && w.is_direct(a, b) && !self.outlives_its_path(w, a, b) {
+                    return Err(format!(
+                        "I8: {a} and {b} do not leave a dead path; {} {:?}",
+                        w.drops(),
+                        w.events
+                    ));
                 }
             }
         }

@@ -11,7 +11,7 @@ use shadowmesh_crypto::aead::Suite;
 use shadowmesh_crypto::secret::Secret;
 use shadowmesh_proto::join::{Joiner, Registrar};
 use shadowmesh_proto::superframe::VnetHeader;
-use shadowmesh_proto::{Endpoint, Event, OneThread, OwnKeys, Rng, Time, Up};
+use shadowmesh_proto::{Endpoint, Event, OneThread, OwnKeys, Rng, Route, Time, Up};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -198,6 +198,12 @@ impl World {
             .and_then(|r| r.core.as_ref())
             .map(shadowmesh_relay_core::Relay::clients)
             .unwrap_or_default()
+    }
+
+    /// Does a node send to another without the relay?
+    pub fn is_direct(&self, from: usize, to: usize) -> bool {
+        let status = self.nodes[from].endpoint.node.peer_status();
+        status.iter().any(|p| p.node == self.nodes[to].id && matches!(p.route, Some(Route::Udp(_))))
     }
 
     fn relay_deadline(&self) -> Option<Time> {

@@ -32,16 +32,11 @@ fn sheltered(seed: u64, a: &[NatKind], b: &[NatKind], weather: Weather) -> World
     w
 }
 
-fn is_direct(w: &World, a: usize, b: usize) -> bool {
-    let status = w.nodes[a].endpoint.node.peer_status();
-    status.iter().any(|p| p.node == w.nodes[b].id && matches!(p.route, Some(Route::Udp(_))))
-}
-
 /// Plays until both have a direct path; how long that took.
 fn until_direct(w: &mut World, most: Duration) -> Option<Duration> {
     let began = w.now;
     while w.now.since(began) < most {
-        if is_direct(w, 0, 1) && is_direct(w, 1, 0) {
+        if w.is_direct(0, 1) && w.is_direct(1, 0) {
             return Some(w.now.since(began));
         }
         w.send(0, 1, 100);
@@ -95,7 +90,7 @@ fn symmetric_with_strict() {
             let sent = [w.send(0, 1, 1000), w.send(1, 0, 1000)];
             w.run(Duration::from_secs(20));
             assert!(sent.iter().all(|n| w.judge.arrived(*n)), "seed {seed}: {} {:?}", w.drops(), w.events);
-            assert!(is_direct(&w, 0, 1) && is_direct(&w, 1, 0), "{:?}", w.events);
+            assert!(w.is_direct(0, 1) && w.is_direct(1, 0), "{:?}", w.events);
         }
     }
     assert!(direct >= 28, "{direct} of 30 within five seconds");
@@ -163,7 +158,7 @@ fn a_move_loses_nothing() {
             }
             w.run(MS / 10);
         }
-        assert!(is_direct(&w, 0, 1) && is_direct(&w, 1, 0), "{:?}", w.events);
+        assert!(w.is_direct(0, 1) && w.is_direct(1, 0), "{:?}", w.events);
         w.run(Duration::from_secs(1));
         assert_eq!(w.judge.missing(), [], "seed {seed}: {} {:?}", w.drops(), w.events);
     }
@@ -205,11 +200,11 @@ fn a_cut_is_noticed() {
         }
         let gap = flow(&mut w, Duration::from_secs(3));
         assert!(gap <= 300 * MS, "cut {cut} traffic {traffic}: {gap:?} {:?}", w.events);
-        assert!(!is_direct(&w, 0, 1) && !is_direct(&w, 1, 0), "cut {cut} traffic {traffic} {:?}", w.events);
+        assert!(!w.is_direct(0, 1) && !w.is_direct(1, 0), "cut {cut} traffic {traffic} {:?}", w.events);
         w.cut.clear();
         let gap = flow(&mut w, Duration::from_secs(20));
         assert!(gap <= 50 * MS, "{gap:?}");
-        assert!(is_direct(&w, 0, 1) && is_direct(&w, 1, 0), "cut {cut} traffic {traffic} {:?}", w.events);
+        assert!(w.is_direct(0, 1) && w.is_direct(1, 0), "cut {cut} traffic {traffic} {:?}", w.events);
     }
 }
 
@@ -234,11 +229,11 @@ fn a_cut_after_a_rekey() {
             pass(&mut w, 1);
         }
     }
-    assert!(is_direct(&w, 0, 1));
+    assert!(w.is_direct(0, 1));
     w.cut.insert((address(0), address(1)));
     w.run(20 * MS);
     pass(&mut w, 1);
-    assert!(!is_direct(&w, 0, 1), "{:?}", w.events);
+    assert!(!w.is_direct(0, 1), "{:?}", w.events);
 }
 
 /// The router is switched off and on, and gives other ports: by the relay, then directly again.
@@ -260,7 +255,7 @@ fn a_nat_restarts() {
             }
         }
         assert!(w.now.since(last) < 100 * MS);
-        assert!(is_direct(&w, 0, 1) && is_direct(&w, 1, 0), "{kind:?} {:?}", w.events);
+        assert!(w.is_direct(0, 1) && w.is_direct(1, 0), "{kind:?} {:?}", w.events);
     }
 }
 
@@ -320,9 +315,9 @@ fn a_path_that_becomes_slow() {
             });
         }
         flow(&mut w, 5);
-        assert!(is_direct(&w, 0, 1), "left for a few slow answers: {:?}", w.events);
+        assert!(w.is_direct(0, 1), "left for a few slow answers: {:?}", w.events);
         flow(&mut w, 10);
-        assert_eq!(is_direct(&w, 0, 1), relay_too, "{:?}", w.events);
+        assert_eq!(w.is_direct(0, 1), relay_too, "{:?}", w.events);
     }
 }
 
@@ -381,7 +376,7 @@ fn an_idle_path_stays() {
     let sent = |w: &World| w.sent_data(address(0)) + w.sent_data(address(1));
     let before = sent(&w);
     w.run(Duration::from_secs(600));
-    assert!(is_direct(&w, 0, 1) && is_direct(&w, 1, 0), "{:?}", w.events);
+    assert!(w.is_direct(0, 1) && w.is_direct(1, 0), "{:?}", w.events);
     // A ping and its answer each way every 15 s or so; and rosters are compared.
     let each_minute = (sent(&w) - before) / 10;
     assert!(each_minute < 40, "{each_minute} datagrams a minute");

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::{BATCH, Peer};
+use super::{BATCH, Remote};
 
 /// Memory for received datagrams, allocated once.
 pub struct RecvBatch<P = SocketAddr> {
@@ -12,7 +12,7 @@ pub struct RecvBatch<P = SocketAddr> {
     pub(super) list: Vec<(P, Range<usize>)>,
 }
 
-impl<P: Peer> RecvBatch<P> {
+impl<P: Remote> RecvBatch<P> {
     /// `count` datagrams (1 to [`BATCH`]) of up to `slot` bytes each.
     pub fn new(count: usize, slot: usize) -> Self {
         let (count, slot) = (count.clamp(1, BATCH), slot.max(1));

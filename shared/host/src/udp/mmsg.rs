@@ -8,7 +8,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-use super::{BATCH, Peer, Received};
+use super::{BATCH, Received, Remote};
 
 /// Datagrams of one message at most (`UDP_MAX_SEGMENTS` before Linux 6.9), and their bytes: an IPv4 packet holds no more.
 const MAX_RUN: usize = 64;
@@ -90,7 +90,7 @@ struct Control([u8; 64]);
 
 /// Takes what a socket has into `memory`, a `slot` for each datagram (or for several of one size that the kernel has
 /// joined), up to [`BATCH`] of them; appends to the list what is where. What was cut is left out and counted.
-pub fn recv<P: Peer>(
+pub fn recv<P: Remote>(
     fd: BorrowedFd<'_>,
     memory: &mut [u8],
     slot: usize,
@@ -245,7 +245,7 @@ fn write_address(address: &mut Address, to: &SocketAddr) -> libc::socklen_t {
 /// last may be shorter) go as one message that the kernel, or the card, cuts. `local` says of each destination what address
 /// of this machine it is sent from, if the routing table is not to choose. Gives how many were taken; the error is that of
 /// the first message, and how many datagrams that was.
-pub fn send<P: Peer>(
+pub fn send<P: Remote>(
     fd: BorrowedFd<'_>,
     list: &[(P, &[u8])],
     join: bool,
@@ -339,7 +339,7 @@ fn gather<P>(list: &[(P, &[u8])], pieces: &mut [libc::iovec]) -> (usize, usize) 
 }
 
 /// How many from the front may be one message.
-fn run_of<P: Peer>(list: &[(P, &[u8])]) -> usize {
+fn run_of<P: Remote>(list: &[(P, &[u8])]) -> usize {
     let Some((to, first)) = list.first() else { return 0 };
     let (size, mut total, mut run) = (first.len(), first.len(), 1);
     if size == 0 {

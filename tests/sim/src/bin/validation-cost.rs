@@ -1,7 +1,6 @@
 //! What finding a direct path again costs each side in CPU time: REQUEST, RESPONSE, COMPLETE, what the path takes, and the
 //! move to it. `validation-cost [--report FILE]`
 
-use shadowmesh_proto::Route;
 use shadowmesh_sim::world::{Setup, Weather, World, address};
 use std::time::{Duration, Instant};
 
@@ -10,11 +9,6 @@ const ROUNDS: usize = 500;
 #[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 fn clock() -> Instant {
     Instant::now()
-}
-
-fn is_direct(w: &World, n: usize) -> bool {
-    let status = w.nodes[n].endpoint.node.peer_status();
-    status.iter().any(|p| p.node == w.nodes[1 - n].id && matches!(p.route, Some(Route::Udp(_))))
 }
 
 /// What is due at both, and what they send each other until they are silent; the time that each took. Nothing waits, so
@@ -54,7 +48,7 @@ fn main() {
     w.run(Duration::from_secs(3));
     let mut sides: [Vec<Duration>; 2] = [vec![], vec![]];
     for _ in 0..ROUNDS {
-        assert!(is_direct(&w, 0) && is_direct(&w, 1), "the path was not found again: {:?}", w.events);
+        assert!(w.is_direct(0, 1) && w.is_direct(1, 0), "the path was not found again: {:?}", w.events);
         w.run(Duration::from_secs(70));
         let now = w.now;
         w.nodes[0].endpoint.node.network_changed(now);

@@ -9,7 +9,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
 /// Who is at the other end: an address, or that and one of this machine.
-pub trait Peer: Copy + PartialEq {
+pub trait Remote: Copy + PartialEq {
     /// Heard from there, at this address of this machine, if that is known.
     fn heard(address: SocketAddr, local: Option<IpAddr>) -> Self;
     /// Where it is.
@@ -18,7 +18,7 @@ pub trait Peer: Copy + PartialEq {
     fn local(&self) -> Option<IpAddr>;
 }
 
-impl Peer for SocketAddr {
+impl Remote for SocketAddr {
     fn heard(address: SocketAddr, _: Option<IpAddr>) -> Self {
         address
     }
@@ -32,7 +32,7 @@ impl Peer for SocketAddr {
     }
 }
 
-impl Peer for (SocketAddr, Option<IpAddr>) {
+impl Remote for (SocketAddr, Option<IpAddr>) {
     fn heard(address: SocketAddr, local: Option<IpAddr>) -> Self {
         (address, local.filter(|ip| !no_source(*ip)))
     }
