@@ -318,17 +318,16 @@ fn number(line: &str, field: &str) -> Option<f64> {
 fn tcp(measured: &mut Measured, two: &mut Two, streams: usize) {
     let paced = moves(two, streams, &["--fq-rate", "500M"]);
     let free = moves(two, streams.div_ceil(2), &[]);
-    let silent: Vec<f64> = [&paced.silent[..], &free.silent].concat();
-    let most = worst(&silent);
-    measured.line(
-        "tcp-silent",
-        &format!("a TCP stream is silent around the move, worst of {}", silent.len()),
-        most,
-        "s",
-        "<= 0.3",
-        most <= 0.3,
-    );
     for (id, what, moved) in [("paced", "at 500 Mbit/s", &paced), ("free", "as fast as it can", &free)] {
+        let most = worst(&moved.silent);
+        measured.line(
+            &format!("tcp-{id}-silent"),
+            &format!("TCP {what}, silent around the move, worst of {}", moved.silent.len()),
+            most,
+            "s",
+            "<= 0.3",
+            most <= 0.3,
+        );
         if moved.direct.is_empty() {
             continue;
         }
@@ -396,7 +395,7 @@ fn moves(two: &mut Two, streams: usize, pace: &[&str]) -> Moved {
         // Its own clock begins when it has connected, up to a second later.
         let (before, after) = (&bytes[at(mended) - 40..at(mended) - 10], &bytes[at(moved)..]);
         let around = &bytes[at(mended) - 10..at(moved + Duration::from_secs(1))];
-        let longest = around.split(|b| *b > 0.0).map(<[f64]>::len).max().unwrap_or(0) as f64 * 0.1;
+        let longest = around.split(|b| *b > 0.0).map(<[f64]>::len).max().unwrap_or(0) as f64 / 10.0;
         println!(
             "stream {n} {pace:?}: by relay {:.0} Mbit/s, direct {:.0} Mbit/s, silent for {longest:.1} s around the move, {} sent again",
             mbit(before),
