@@ -1,6 +1,7 @@
 """Named mutants of the core: (name, what it breaks, [(file, find, replace)]). The simulator must catch each."""
 
 P = "shared/proto/src/"
+A = "shared/crypto/src/aead.rs"
 
 MUTANTS = [
     ("window-unchecked", "a replayed packet opens again", [
@@ -14,8 +15,7 @@ MUTANTS = [
         (P + "window.rs", "if self.next - counter > Self::SPAN {", "if true {"),
     ]),
     ("counter-reused", "a sending lane repeats a counter", [
-        (P + "lane.rs", "        self.counter += 1;\n        Ok(())",
-         "        self.counter += u64::from(self.counter % 50 != 49);\n        Ok(())"),
+        (P + "lane.rs", "        self.counter += 1;", "        self.counter += u64::from(self.counter % 50 != 49);"),
     ]),
     ("tombstone-ignored", "a revoked member keeps its session", [
         (P + "node/sync.rs", "if self.roster.is_valid(node, unix).is_err() {", "if false {"),
@@ -57,14 +57,19 @@ MUTANTS = [
         (P + "node/publish.rs", ".filter(|m| m.id != self.id)", ".filter(|m| self.is_live(&m.id))"),
     ]),
     ("payload-in-clear", "the kind says sealed, the bytes are not", [
-        (P + "lane.rs", "tag.copy_from_slice(&self.key.seal(self.counter, &header, plain));",
-         "let copy = plain.to_vec(); tag.copy_from_slice(&self.key.seal(self.counter, &header, plain)); plain.copy_from_slice(&copy);"),
+        # Who opens knows of it, or nothing would arrive, and it would be that which is noticed.
+        (A, "let sealed = self.inner.seal_in_place_separate_tag(nonce(counter), Aad::from(aad), buf);",
+         "let copy = buf.to_vec(); let sealed = self.inner.seal_in_place_separate_tag(nonce(counter), Aad::from(aad), buf); buf.copy_from_slice(&copy);"),
+        (A, "        debug_assert!(done.is_ok()", "        sealed[..plain.len()].copy_from_slice(plain);\n        debug_assert!(done.is_ok()"),
+        (A, "        self.inner.open_in_place(nonce(counter), Aad::from(aad), buf)",
+         "        let end = buf.len().saturating_sub(TAG_LEN);\n        let _ = self.inner.seal_in_place_separate_tag(nonce(counter), Aad::from(aad), &mut buf[..end]);\n"
+         "        self.inner.open_in_place(nonce(counter), Aad::from(aad), buf)"),
     ]),
     ("chunk-order-ignored", "parts of a superframe are joined in any order", [
         (P + "superframe.rs", "if h.tcp && (h.seq(frame) != self.next ||", "if h.tcp && (false ||"),
     ]),
     ("chunk-unpatched", "each part of a superframe has the first one's sequence number", [
-        (P + "superframe.rs", "let seq = self.seq(frame).wrapping_add(at as u32);", "let seq = self.seq(frame);"),
+        (P + "superframe.rs", "let seq = self.seq(head).wrapping_add(at as u32);", "let seq = self.seq(head);"),
     ]),
     ("chunk-too-large", "a part of a superframe is larger than the path by its own header", [
         (P + "sealer.rs", "mtu.checked_sub(CHUNK_OVERHEAD + h.payload)", "mtu.checked_sub(FRAME_OVERHEAD + h.payload)"),

@@ -12,7 +12,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 /// Room before a frame: relay header, data header, kind, chunk header.
-pub const HEADROOM: usize = RELAY_HEADER + DATA_HEADER + 1 + CHUNK_HEADER;
+pub const HEADROOM: usize = RELAY_HEADER + DATA_HEADER + CHUNK_FRONT;
+/// What a chunk has before its frame: kind and chunk header.
+pub(crate) const CHUNK_FRONT: usize = 1 + CHUNK_HEADER;
 /// Room after it: the tag.
 pub const TAILROOM: usize = DATA_TAG;
 
@@ -35,10 +37,30 @@ pub struct TxBatch {
     next: usize,
     pub(crate) frames: Vec<TxFrame>,
     /// Copies: chunks, fragments, and floods to more than one.
-    pub(crate) extra: Vec<u8>,
+    pub(crate) extra: Extra,
     pub(crate) out: Vec<(SocketAddr, Area)>,
     /// Frames that need thought.
     pub(crate) upcalls: Vec<Area>,
+}
+
+/// Memory for what is made of frames, used again by each batch: what the last one left there is not cleared, since all of
+/// what is taken is written.
+#[derive(Default)]
+pub(crate) struct Extra {
+    memory: Vec<u8>,
+    used: usize,
+}
+
+impl Extra {
+    /// The next bytes, so many, and where they are.
+    pub fn next(&mut self, len: usize) -> (Range<usize>, &mut [u8]) {
+        let range = self.used..self.used + len;
+        if self.memory.len() < range.end {
+            self.memory.resize(range.end, 0);
+        }
+        self.used = range.end;
+        (range.clone(), &mut self.memory[range])
+    }
 }
 
 /// Which memory bytes lie in.
@@ -58,7 +80,7 @@ impl TxBatch {
             most,
             next: 0,
             frames: Vec::with_capacity(most),
-            extra: Vec::new(),
+            extra: Extra::default(),
             out: Vec::with_capacity(most),
             upcalls: Vec::new(),
         }
@@ -101,13 +123,10 @@ impl TxBatch {
         &self.memory[f.at..f.at + f.len]
     }
 
-    /// The same, and where copies go.
-    pub(crate) fn frame_and_extra(
-        &mut self,
-        i: usize,
-    ) -> (&[u8], &mut Vec<u8>, &mut Vec<(SocketAddr, Area)>) {
+    /// Frame `i` with what a chunk has before it, where its parts go, sealed, and the list of them.
+    pub(crate) fn chunked(&mut self, i: usize) -> (&mut [u8], &mut Extra, &mut Vec<(SocketAddr, Area)>) {
         let f = &self.frames[i];
-        (&self.memory[f.at..f.at + f.len], &mut self.extra, &mut self.out)
+        (&mut self.memory[f.at - CHUNK_FRONT..f.at + f.len], &mut self.extra, &mut self.out)
     }
 
     /// Frame `i` needs thought.
@@ -118,9 +137,9 @@ impl TxBatch {
 
     /// So does a copy.
     pub(crate) fn up_copy(&mut self, frame: &[u8]) {
-        let start = self.extra.len();
-        self.extra.extend_from_slice(frame);
-        self.upcalls.push(Area::Extra(start..self.extra.len()));
+        let (range, room) = self.extra.next(frame.len());
+        room.copy_from_slice(frame);
+        self.upcalls.push(Area::Extra(range));
     }
 
     /// Frame `i` with `room` bytes before it and the tag's after it, and its place in memory.
@@ -133,7 +152,7 @@ impl TxBatch {
     fn bytes(&self, area: &Area) -> &[u8] {
         match area {
             Area::Slot(r) => &self.memory[r.clone()],
-            Area::Extra(r) => &self.extra[r.clone()],
+            Area::Extra(r) => &self.extra.memory[r.clone()],
         }
     }
 
@@ -161,7 +180,7 @@ impl TxBatch {
     pub fn clear(&mut self) {
         self.next = 0;
         self.frames.clear();
-        self.extra.clear();
+        self.extra.used = 0;
         self.out.clear();
         self.upcalls.clear();
     }

@@ -37,17 +37,39 @@ impl TxLane {
     /// # Errors
     /// `KeyExpired` once the key has sealed all that it may; `Truncated` when `buf` is too short.
     pub fn seal_in_place(&mut self, buf: &mut [u8]) -> Result<(), DropReason> {
-        if self.counter >= MAX_PACKETS {
-            return Err(DropReason::KeyExpired);
-        }
         let body = buf.len().checked_sub(DATA_HEADER + DATA_TAG).ok_or(DropReason::Truncated)?;
-        let header = DataHeader { index: self.index, counter: self.counter }.emit();
+        let (counter, header) = self.next()?;
         let (head, rest) = buf.split_at_mut(DATA_HEADER);
         let (plain, tag) = rest.split_at_mut(body);
         head.copy_from_slice(&header);
-        tag.copy_from_slice(&self.key.seal(self.counter, &header, plain));
-        self.counter += 1;
+        tag.copy_from_slice(&self.key.seal(counter, &header, plain));
         Ok(())
+    }
+
+    /// Seals what lies elsewhere: `plain` is kind and body, `out` as long as that with header ([`DATA_HEADER`]) and tag
+    /// ([`DATA_TAG`]).
+    ///
+    /// # Errors
+    /// `KeyExpired` once the key has sealed all that it may; `Truncated` when `out` is of another length.
+    pub fn seal_from(&mut self, plain: &[u8], out: &mut [u8]) -> Result<(), DropReason> {
+        if out.len() != DATA_HEADER + plain.len() + DATA_TAG {
+            return Err(DropReason::Truncated);
+        }
+        let (counter, header) = self.next()?;
+        let (head, sealed) = out.split_at_mut(DATA_HEADER);
+        head.copy_from_slice(&header);
+        self.key.seal_from(counter, &header, plain, sealed);
+        Ok(())
+    }
+
+    /// The next packet's counter, which no other will have, and its header.
+    fn next(&mut self) -> Result<(u64, [u8; DATA_HEADER]), DropReason> {
+        if self.counter >= MAX_PACKETS {
+            return Err(DropReason::KeyExpired);
+        }
+        let counter = self.counter;
+        self.counter += 1;
+        Ok((counter, DataHeader { index: self.index, counter }.emit()))
     }
 
     /// Seals a kind and body into a datagram of its own.

@@ -2,12 +2,12 @@
 
 use crate::Table;
 use crate::Time;
-use crate::batch::{Area, Drops, TxBatch};
+use crate::batch::{Area, CHUNK_FRONT, Drops, TxBatch};
 use crate::frame::{self, ETHERNET, MAX_TAGS, Outline};
 use crate::lane::TxLane;
 use crate::relay_leg::RelayLeg;
 use crate::snapshot::{Forward, Install, LaneId, PeerId, Route, Snapshot};
-use crate::superframe::{self, Headers, MAX_SEGMENTS, VnetHeader};
+use crate::superframe::{self, Headers, MAX_HEADERS, MAX_SEGMENTS, VnetHeader};
 use shadowmesh_wire::DropReason;
 use shadowmesh_wire::data::{
     CHUNK_HEADER, ChunkHeader, DATA_HEADER, DATA_TAG, FRAGMENT_HEADER, FRAME_OVERHEAD, FragmentHeader, Kind,
@@ -215,23 +215,29 @@ impl Sealer {
             None => None,
         };
         self.frame_id = self.frame_id.wrapping_add(1);
-        let header = ChunkHeader { id: self.frame_id, size: size as u16 }.emit();
-        let (frame, extra, out) = batch.frame_and_extra(i);
-        let (len, payload) = (frame.len(), frame.len() - h.payload);
+        let chunk = ChunkHeader { id: self.frame_id, size: size as u16 }.emit();
+        let (slot, extra, out) = batch.chunked(i);
+        let (len, front) = (slot.len() - CHUNK_FRONT, CHUNK_FRONT + h.payload);
+        let payload = slot.len() - front;
+        let mut headers = [0; MAX_HEADERS];
+        let headers = headers.get_mut(..h.payload).ok_or(DropReason::BadFrame)?;
+        headers.copy_from_slice(&slot[CHUNK_FRONT..front]);
         let first = lane.sealed();
         for at in (0..payload).step_by(step) {
-            let start = extra.len();
+            // What is before a part's payload belongs to the part before, which is sealed already.
+            let part = step.min(payload - at);
+            let plain = &mut slot[at..at + front + part];
+            plain[0] = Kind::Chunk as u8;
+            plain[1..CHUNK_FRONT].copy_from_slice(&chunk);
+            plain[CHUNK_FRONT..front].copy_from_slice(headers);
+            h.head_part(&mut plain[CHUNK_FRONT..front], at, part, at / size, at + part == payload);
+            let outer = if leg.is_some() { RELAY_HEADER } else { 0 };
+            let (range, room) = extra.next(outer + DATA_HEADER + plain.len() + DATA_TAG);
             if let Some((leg, handle)) = &mut leg {
-                extra.extend_from_slice(&leg.header(*handle));
+                room[..outer].copy_from_slice(&leg.header(*handle));
             }
-            let inner = extra.len();
-            extra.resize(inner + DATA_HEADER, 0);
-            extra.push(Kind::Chunk as u8);
-            extra.extend_from_slice(&header);
-            h.cut(frame, at, step, at / size, extra);
-            extra.resize(extra.len() + DATA_TAG, 0);
-            lane.seal_in_place(&mut extra[inner..])?;
-            out.push((to, Area::Extra(start..extra.len())));
+            lane.seal_from(plain, &mut room[outer..])?;
+            out.push((to, Area::Extra(range)));
         }
         self.count(forward, len, CHUNK_OVERHEAD + h.payload + step.min(payload), first);
         Ok(())
@@ -334,25 +340,21 @@ impl Sealer {
         let piece = frame.len().div_ceil(count);
         let first = lane_of(&mut self.lanes, forward, self.thread)?.sealed();
         for (index, bytes) in frame.chunks(piece).enumerate() {
-            let start = batch.extra.len();
+            let fragment = FragmentHeader { id, index: index as u8, count: count as u8 }.emit();
+            let (kind, header) =
+                if count == 1 { (Kind::Frame, &[][..]) } else { (Kind::Fragment, &fragment[..]) };
+            let outer = if relay.is_some() { RELAY_HEADER } else { 0 };
+            let before = outer + DATA_HEADER + 1 + header.len();
+            let (range, room) = batch.extra.next(before + bytes.len() + DATA_TAG);
             if let Some((relay, handle)) = relay {
                 let leg = self.relays.get_mut(&relay).ok_or(DropReason::NoSession)?;
-                batch.extra.extend_from_slice(&leg.header(handle));
+                room[..outer].copy_from_slice(&leg.header(handle));
             }
-            let inner = batch.extra.len();
-            batch.extra.resize(inner + DATA_HEADER, 0);
-            if count == 1 {
-                batch.extra.push(Kind::Frame as u8);
-            } else {
-                batch.extra.push(Kind::Fragment as u8);
-                let h = FragmentHeader { id, index: index as u8, count: count as u8 };
-                batch.extra.extend_from_slice(&h.emit());
-            }
-            batch.extra.extend_from_slice(bytes);
-            batch.extra.resize(batch.extra.len() + DATA_TAG, 0);
-            let lane = lane_of(&mut self.lanes, forward, self.thread)?;
-            lane.seal_in_place(&mut batch.extra[inner..])?;
-            batch.out.push((to, Area::Extra(start..batch.extra.len())));
+            room[outer + DATA_HEADER] = kind as u8;
+            room[outer + DATA_HEADER + 1..before].copy_from_slice(header);
+            room[before..before + bytes.len()].copy_from_slice(bytes);
+            lane_of(&mut self.lanes, forward, self.thread)?.seal_in_place(&mut room[outer..])?;
+            batch.out.push((to, Area::Extra(range)));
         }
         let overhead = FRAME_OVERHEAD + if count > 1 { FRAGMENT_HEADER } else { 0 };
         self.count(forward, frame.len(), overhead + piece, first);

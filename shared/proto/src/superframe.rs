@@ -26,6 +26,10 @@ const MIN_TCP_SEGMENT: usize = 32;
 /// An IP packet's length has 16 bits.
 const MAX_IP: usize = 65_535;
 
+/// Headers at most: Ethernet with two tags, IPv4 and TCP with all the options that they have room for. IPv6 has more, but
+/// none that is read here ([`Headers::read`]).
+pub(crate) const MAX_HEADERS: usize = 22 + 60 + 60;
+
 const FIN_PSH: u8 = 0x09;
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
@@ -166,23 +170,28 @@ impl Headers {
         let base = out.len();
         out.extend_from_slice(&frame[..self.payload]);
         out.extend_from_slice(&frame[start..end]);
-        let cut = &mut out[base..];
+        self.head_part(&mut out[base..], at, end - start, segments, end == frame.len());
+    }
+
+    /// Makes a superframe's headers those of one of its parts: of `len` bytes of its payload from `at`, before which there
+    /// are so many segments; `last`, if none follows.
+    pub fn head_part(&self, head: &mut [u8], at: usize, len: usize, segments: usize, last: bool) {
         if self.tcp {
-            let seq = self.seq(frame).wrapping_add(at as u32);
-            cut[self.l4 + 4..self.l4 + 8].copy_from_slice(&seq.to_be_bytes());
-            let flags = &mut cut[self.l4 + 13];
+            let seq = self.seq(head).wrapping_add(at as u32);
+            head[self.l4 + 4..self.l4 + 8].copy_from_slice(&seq.to_be_bytes());
+            let flags = &mut head[self.l4 + 13];
             if at > 0 {
                 *flags &= !CWR;
             }
-            if end < frame.len() {
+            if !last {
                 *flags &= !FIN_PSH;
             }
         }
         if !self.v6 {
-            let id = be16(cut, self.ip + 4).unwrap_or(0).wrapping_add(segments as u16);
-            cut[self.ip + 4..self.ip + 6].copy_from_slice(&id.to_be_bytes());
+            let id = be16(head, self.ip + 4).unwrap_or(0).wrapping_add(segments as u16);
+            head[self.ip + 4..self.ip + 6].copy_from_slice(&id.to_be_bytes());
         }
-        self.set_lengths(cut, end - start);
+        self.set_lengths(head, len);
     }
 
     fn seq(&self, frame: &[u8]) -> u32 {
