@@ -339,7 +339,25 @@ impl RxBatch {
         self.add(area, None);
     }
 
-    /// A frame whose checksum is left to the device, and which may be a part of a superframe.
+    /// Is it the next part of the superframe that grows? Then it is with it, and all that was found of that one's first part
+    /// holds of it.
+    pub(crate) fn grow(&mut self, peer: PeerId, c: ChunkHeader, area: Range<usize>) -> bool {
+        if let Some((from, growing, last)) = &mut self.growing
+            && *from == peer
+            && let Some(f) = self.frames.last_mut()
+            && let FrameArea::Slot(head) = &f.head
+            && let Some((at, flags)) =
+                growing.take(c.id, c.size, &self.memory[head.clone()], &self.memory[area.clone()])
+        {
+            *last = flags;
+            self.parts.push(area.start + at..area.end);
+            f.parts.end = self.parts.len();
+            return true;
+        }
+        false
+    }
+
+    /// A frame whose checksum is left to the device, and of which others may be parts.
     pub(crate) fn deliver_chunk(
         &mut self,
         peer: PeerId,
@@ -349,17 +367,6 @@ impl RxBatch {
     ) -> bool {
         let frame = &self.memory[area.clone()];
         let flags = superframe::tcp_flags(frame, &h);
-        if let Some((from, growing, last)) = &mut self.growing
-            && *from == peer
-            && let Some(f) = self.frames.last_mut()
-            && let FrameArea::Slot(head) = &f.head
-            && let Some(at) = growing.take(c.id, c.size, &self.memory[head.clone()], frame, &h)
-        {
-            *last = flags;
-            self.parts.push(area.start + at..area.end);
-            f.parts.end = self.parts.len();
-            return true;
-        }
         let alone = c.size == 0;
         let growing = if alone && !self.joins { None } else { Growing::begin(c.id, c.size, frame, h) };
         if growing.is_none() && !alone {

@@ -200,8 +200,13 @@ impl Opener {
             Kind::Frame => self.deliver(now, snapshot, batch, peer, FrameArea::Slot(body), None),
             Kind::Chunk => {
                 let (chunk, frame) = ChunkHeader::parse(&batch.memory[body.clone()])?;
-                let area = FrameArea::Slot(body.end - frame.len()..body.end);
-                self.deliver(now, snapshot, batch, peer, area, Some(chunk))
+                let area = body.end - frame.len()..body.end;
+                let len = area.len();
+                if batch.grow(peer, chunk, area.clone()) {
+                    self.count(peer, len);
+                    return Ok(());
+                }
+                self.deliver(now, snapshot, batch, peer, FrameArea::Slot(area), Some(chunk))
             }
             Kind::Fragment => {
                 let Some(area) = self.reassemble(now, batch, peer, body)? else { return Ok(()) };
@@ -256,10 +261,14 @@ impl Opener {
             }
             (area, _) => batch.deliver(area),
         }
+        self.count(peer, len);
+        Ok(())
+    }
+
+    fn count(&mut self, peer: PeerId, len: usize) {
         let received = self.received.entry(peer).or_default();
         received.0 += 1;
         received.1 += len as u64;
-        Ok(())
     }
 
     /// Notes where a host was heard, not oftener than ageing needs. [P-LEARN]

@@ -194,6 +194,26 @@ impl Headers {
         self.set_lengths(head, len);
     }
 
+    /// Are the headers of `frame`, which has so many bytes at least, those of another part of the superframe that begins with
+    /// `head`? So lengths are exact, and the rest the same but for IPv4's identification and checksum, and TCP's sequence,
+    /// flags and checksum.
+    fn is_part(&self, head: &[u8], frame: &[u8]) -> bool {
+        let (ip, l4) = (self.ip, self.l4);
+        let same = |r: std::ops::Range<usize>| head.get(r.clone()) == frame.get(r);
+        let long = |at, len| be16(frame, at).map(usize::from) == Some(len);
+        let network = if self.v6 {
+            same(ip..ip + 4) && long(ip + 4, frame.len() - ip - 40) && same(ip + 6..l4)
+        } else {
+            same(ip..ip + 2) && long(ip + 2, frame.len() - ip) && same(ip + 6..ip + 10) && same(ip + 12..l4)
+        };
+        let transport = if self.tcp {
+            same(l4 + 8..l4 + 13) && same(l4 + 14..l4 + 16) && same(l4 + 18..self.payload)
+        } else {
+            long(l4 + 4, frame.len() - l4)
+        };
+        network && transport && same(l4..l4 + 4) && same(0..ip)
+    }
+
     fn seq(&self, frame: &[u8]) -> u32 {
         let bytes = frame.get(self.l4 + 4..).and_then(|b| b.first_chunk::<4>());
         bytes.map_or(0, |b| u32::from_be_bytes(*b))
@@ -257,46 +277,26 @@ impl Growing {
         Some(Growing { id, told, h, size, len, next, done: done || !len.is_multiple_of(size) })
     }
 
-    /// Takes a part whose headers, but for what differs from part to part, are those of `head`; says where its payload
-    /// begins. `None`: it begins one of its own. [P-CHUNK]
-    pub fn take(&mut self, id: u32, told: u16, head: &[u8], frame: &[u8], h: &Headers) -> Option<usize> {
-        let len = frame.len() - h.payload;
+    /// Takes a part whose headers, but for what differs from part to part, are those of `head`, so that what was found of
+    /// those holds of these; says where its payload begins, and its TCP flags. `None`: it begins one of its own. [P-CHUNK]
+    pub fn take(&mut self, id: u32, told: u16, head: &[u8], frame: &[u8]) -> Option<(usize, u8)> {
+        let h = &self.h;
+        let len = frame.len().checked_sub(h.payload)?;
         let total = self.len + len;
-        let fits = total.div_ceil(self.size) <= MAX_SEGMENTS && self.h.payload - self.h.ip + total <= MAX_IP;
+        let fits = total.div_ceil(self.size) <= MAX_SEGMENTS && h.payload - h.ip + total <= MAX_IP;
         // Of frames by themselves the last alone is shorter.
         let sized = told == self.told && (told != 0 || len <= self.size);
-        let same = id == self.id && sized && *h == self.h && !self.done && len > 0;
-        if !same || !fits || !self.continues(head, frame) {
+        if id != self.id || !sized || self.done || len == 0 || !fits || !h.is_part(head, frame) {
             return None;
         }
-        if h.tcp && (h.seq(frame) != self.next || flags(frame, h) & !FIN_PSH != flags(head, h) & !CWR) {
+        let own = tcp_flags(frame, h);
+        if h.tcp && (h.seq(frame) != self.next || own & !FIN_PSH != flags(head, h) & !CWR) {
             return None;
         }
         self.len = total;
         self.next = self.next.wrapping_add(len as u32);
-        self.done = h.tcp && flags(frame, h) & FIN_PSH != 0 || !len.is_multiple_of(self.size);
-        Some(h.payload)
-    }
-
-    /// Do all bytes agree that are the same in every part of one superframe?
-    fn continues(&self, head: &[u8], frame: &[u8]) -> bool {
-        let h = &self.h;
-        let same = |r: std::ops::Range<usize>| head.get(r.clone()) == frame.get(r);
-        // Not: lengths, IPv4's identification and checksum; sequence, flags and checksum; UDP's length and checksum.
-        let ip = if h.v6 {
-            same(h.ip..h.ip + 4) && same(h.ip + 6..h.l4)
-        } else {
-            same(h.ip..h.ip + 2) && same(h.ip + 6..h.ip + 10) && same(h.ip + 12..h.l4)
-        };
-        let own = if h.tcp {
-            same(h.l4..h.l4 + 4)
-                && same(h.l4 + 8..h.l4 + 13)
-                && same(h.l4 + 14..h.l4 + 16)
-                && same(h.l4 + 18..h.payload)
-        } else {
-            same(h.l4..h.l4 + 4)
-        };
-        same(0..h.ip) && ip && own
+        self.done = own & FIN_PSH != 0 || !len.is_multiple_of(self.size);
+        Some((h.payload, own))
     }
 
     /// Makes the first part's headers those of the whole; gives what the device is told.

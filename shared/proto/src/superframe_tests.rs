@@ -110,10 +110,10 @@ fn join(parts: &[Vec<u8>], id: u32, size: u16) -> Vec<(Vec<u8>, VnetHeader)> {
     for part in parts {
         let h = Headers::read(part, &Outline::read(part).unwrap()).expect("a part has headers");
         if let Some((g, frame, flags)) = &mut growing
-            && let Some(at) = g.take(id, size, &frame.clone(), part, &h)
+            && let Some((at, own)) = g.take(id, size, &frame.clone(), part)
         {
             frame.extend_from_slice(&part[at..]);
-            *flags = tcp_flags(part, &h);
+            *flags = own;
         } else {
             done(growing.take());
             match Growing::begin(id, size, part, h) {
@@ -191,6 +191,38 @@ proptest! {
             }
         }
         prop_assert_eq!(bytes, parts.iter().map(|p| p.len() - h.payload).sum::<usize>());
+    }
+
+    /// A part of which a byte or the length is another is taken only if what was found of the first holds of it, too: else
+    /// what a member may send would be looked at in the first alone.
+    #[test]
+    fn a_part_taken_is_as_the_first(d in drawn(), change in 1u8.., longer in -70isize..70, alone in any::<bool>()) {
+        let o = Outline::read(&d.frame).unwrap();
+        let h = Headers::read(&d.frame, &o).unwrap();
+        let size = usize::from(d.size);
+        prop_assume!(d.frame.len() - h.payload > 2 * size);
+        let [head, right] = [0, 1].map(|i| {
+            let mut part = vec![];
+            h.cut(&d.frame, i * size, size, i, &mut part);
+            part
+        });
+        let told = if alone { 0 } else { d.size };
+        let took = |part: &[u8]| Growing::begin(9, told, &head, h).and_then(|mut g| g.take(9, told, &head, part)).is_some();
+        // (A first part may be the last, too, by its flags.)
+        let first_is_open = took(&right);
+        for (i, resized) in (0..h.payload).flat_map(|i| [(i, 0), (i, longer)]) {
+            let mut part = right.clone();
+            part.resize(part.len().saturating_add_signed(resized), 7);
+            part[i] ^= change;
+            if took(&part) {
+                prop_assert!(first_is_open);
+                prop_assert_eq!(Outline::read(&part).unwrap(), o);
+                prop_assert_eq!(Headers::read(&part, &o), Some(h));
+                let addresses = if h.v6 { h.ip + 8..h.ip + 40 } else { h.ip + 12..h.ip + 20 };
+                prop_assert_eq!(&part[addresses.clone()], &head[addresses]);
+                prop_assert!(told > 0 || part.len() <= head.len());
+            }
+        }
     }
 
     /// For a device that takes no superframes: complete frames, of no more than a segment each, with all of the payload.
