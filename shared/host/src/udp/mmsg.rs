@@ -12,6 +12,9 @@ use super::{BATCH, Received, Remote};
 
 /// Datagrams of one message at most (`UDP_MAX_SEGMENTS` before Linux 6.9), and their bytes: an IPv4 packet holds no more.
 const MAX_RUN: usize = 64;
+/// Messages that a smaller room is made for: that for [`BATCH`] is 11 KB, which are zeroed for each call, and a packet that
+/// comes by itself finds them in no cache.
+const FEW: usize = 4;
 const MAX_JOINED: usize = 65_507;
 
 /// Room for an address of either family, as the kernel writes it.
@@ -89,22 +92,36 @@ pub fn tell_local(fd: &OwnedFd, v4: bool, yes: bool) -> nix::Result<()> {
 struct Control([u8; 64]);
 
 /// Takes what a socket has into `memory`, a `slot` for each datagram (or for several of one size that the kernel has
-/// joined), up to [`BATCH`] of them; appends to the list what is where. What was cut is left out and counted.
+/// joined), up to [`FEW`] and [`BATCH`] of them; appends to the list what is where. What was cut is left out and counted.
 pub fn recv<P: Remote>(
     fd: BorrowedFd<'_>,
     memory: &mut [u8],
     slot: usize,
     got: &mut Received<'_, P>,
 ) -> nix::Result<usize> {
+    let few = recv_up_to::<P, FEW>(fd, memory, slot, got)?;
+    if few < FEW || memory.len() - got.used < slot {
+        return Ok(few);
+    }
+    // An error that is none of the moment comes again.
+    Ok(few + recv_up_to::<P, BATCH>(fd, memory, slot, got).unwrap_or(0))
+}
+
+fn recv_up_to<P: Remote, const MOST: usize>(
+    fd: BorrowedFd<'_>,
+    memory: &mut [u8],
+    slot: usize,
+    got: &mut Received<'_, P>,
+) -> nix::Result<usize> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
-    let mut addresses: [Address; BATCH] = unsafe { zeroed() };
+    let mut addresses: [Address; MOST] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.
-    let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
+    let mut iovecs: [libc::iovec; MOST] = unsafe { zeroed() };
     // SAFETY: as above.
-    let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-    let mut controls = [Control([0; 64]); BATCH];
+    let mut headers: [libc::mmsghdr; MOST] = unsafe { zeroed() };
+    let mut controls = [Control([0; 64]); MOST];
     let start = got.used;
-    let slots = memory.get_mut(start..).unwrap_or_default().chunks_exact_mut(slot).take(BATCH);
+    let slots = memory.get_mut(start..).unwrap_or_default().chunks_exact_mut(slot).take(MOST);
     let mut room = 0;
     let parts = slots.zip(&mut iovecs).zip(&mut addresses).zip(&mut headers).zip(&mut controls);
     for ((((slot, iovec), address), header), control) in parts {
@@ -251,14 +268,24 @@ pub fn send<P: Remote>(
     join: bool,
     local: impl Fn(&P) -> Option<IpAddr>,
 ) -> Result<usize, (Errno, usize)> {
+    let send = if list.len() <= FEW { send_up_to::<P, _, FEW> } else { send_up_to::<P, _, BATCH> };
+    send(fd, list, join, local)
+}
+
+fn send_up_to<P: Remote, L: Fn(&P) -> Option<IpAddr>, const MOST: usize>(
+    fd: BorrowedFd<'_>,
+    list: &[(P, &[u8])],
+    join: bool,
+    local: L,
+) -> Result<usize, (Errno, usize)> {
     // SAFETY: all of these are plain C data for which zero is a valid value.
-    let mut addresses: [Address; BATCH] = unsafe { zeroed() };
+    let mut addresses: [Address; MOST] = unsafe { zeroed() };
     // SAFETY: as above; null pointers with length zero.
-    let mut iovecs: [libc::iovec; BATCH] = unsafe { zeroed() };
+    let mut iovecs: [libc::iovec; MOST] = unsafe { zeroed() };
     // SAFETY: as above.
-    let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-    let mut controls = [Control([0; 64]); BATCH];
-    let mut runs = [0usize; BATCH];
+    let mut headers: [libc::mmsghdr; MOST] = unsafe { zeroed() };
+    let mut controls = [Control([0; 64]); MOST];
+    let mut runs = [0usize; MOST];
     let (mut at, mut count) = (0, 0);
     let mut free = &mut iovecs[..];
     let parts = addresses.iter_mut().zip(&mut headers).zip(&mut controls).zip(&mut runs);
