@@ -396,6 +396,12 @@ fn moves(two: &mut Two, streams: usize, pace: &[&str]) -> Moved {
         let (before, after) = (&bytes[at(mended) - 40..at(mended) - 10], &bytes[at(moved)..]);
         let around = &bytes[at(mended) - 10..at(moved + Duration::from_secs(1))];
         let longest = around.split(|b| *b > 0.0).map(<[f64]>::len).max().unwrap_or(0) as f64 / 10.0;
+        if longest > 0.2 {
+            println!(
+                "mended at {mended:?}, moved at {moved:?}; bytes in each 0.1 s from a second before the mend:"
+            );
+            println!("{around:?}");
+        }
         println!(
             "stream {n} {pace:?}: by relay {:.0} Mbit/s, direct {:.0} Mbit/s, silent for {longest:.1} s around the move, {} sent again",
             mbit(before),
