@@ -115,7 +115,10 @@ pub fn run<M: Machine>(
     let broken = |e: std::io::Error| Problem::failed(format!("the network cannot be used: {e}"));
     let seed = *Secret::<32>::random().expose();
     let mut machine = make(Start { now: now(), unix: clock.unix(), seed });
-    let mut poller = Poller::new();
+    let mut poller = Poller::new().map_err(broken)?;
+    poller
+        .watch([waker.as_fd()].into_iter().chain(udp.fds(Queue::Both)), Some(Interest::Read))
+        .map_err(broken)?;
     let mut received = RecvBatch::new(16, 2048);
     loop {
         let due = machine.deadline().is_none_or(|at| at <= now());
@@ -140,9 +143,7 @@ pub fn run<M: Machine>(
         let timeout = machine.deadline().map_or(Duration::from_secs(1), |at| at.since(now()));
         let due = ways.iter().filter_map(Beside::deadline).map(|at| at.saturating_sub(clock.now())).min();
         let timeout = timeout.min(due.unwrap_or(Duration::MAX)).min(Duration::from_secs(1));
-        let mut fds = vec![(waker.as_fd(), Interest::Read)];
-        fds.extend(udp.fds(Queue::Both).map(|fd| (fd, Interest::Read)));
-        poller.wait(&fds, Some(timeout)).map_err(broken)?;
+        poller.wait(&[], Some(timeout)).map_err(broken)?;
         waker.clear();
         if udp.recv_batch(&mut received, Queue::Both).map_err(broken)? > 0 {
             for (from, datagram) in received.iter_mut() {

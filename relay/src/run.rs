@@ -120,8 +120,8 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
             .map_err(|e| Problem::failed(format!("TCP cannot be served: {e}")))?;
     }
     let mut looped = Loop {
-        udp,
-        stun,
+        udp: Arc::new(udp),
+        stun: stun.map(Arc::new),
         streams,
         dir,
         clock,
@@ -141,7 +141,7 @@ pub fn run(paths: &Paths, args: &Run, json: bool) -> Result<(), Problem> {
             "See the line above; make room or give the directory to the relay's user, then try again.",
         ));
     }
-    let stun = looped.stun.as_ref().map(Udp::local_addrs).unwrap_or_default();
+    let stun = looped.stun.as_ref().map(|s| s.local_addrs()).unwrap_or_default();
     announce(&looped.udp.local_addrs(), &stun, &listening, http_address, json);
     let _nobody = notify(Notice::Ready);
     let result = looped.run(paths, args);
@@ -276,9 +276,9 @@ fn way(path: FourTuple) -> Way {
 }
 
 struct Loop {
-    udp: Udp,
+    udp: Arc<Udp>,
     /// The second port.
-    stun: Option<Udp>,
+    stun: Option<Arc<Udp>>,
     streams: Streams,
     dir: Dir,
     clock: Clock,
@@ -296,7 +296,14 @@ struct Loop {
 impl Loop {
     fn run(&mut self, paths: &Paths, args: &Run) -> Result<(), Problem> {
         let broken = |e: std::io::Error| Problem::failed(format!("the relay's sockets do not work: {e}"));
-        let mut poller = Poller::new();
+        let (waker, udp, stun) = (self.waker.clone(), self.udp.clone(), self.stun.clone());
+        let signals = self.signals.as_fd().try_clone_to_owned().map_err(broken)?;
+        let mut poller = Poller::new().map_err(broken)?;
+        let told = poller.watch([signals.as_fd()], Some(Interest::Read)).map_err(broken)?;
+        let wakes = poller.watch([waker.as_fd()], Some(Interest::Read)).map_err(broken)?;
+        poller.watch(udp.fds(Queue::Sessions), Some(Interest::Read)).map_err(broken)?;
+        let unknown = udp.fds(Queue::Strangers).chain(stun.iter().flat_map(|s| s.fds(Queue::Both)));
+        let unknown = poller.watch(unknown, None).map_err(broken)?;
         let mut batch: RecvBatch<Way> = RecvBatch::new(BATCH, JOINED);
         let mut strangers = (RecvBatch::new(STRANGERS_BATCH, SLOT), Ration::one_of(STRANGERS));
         loop {
@@ -306,20 +313,13 @@ impl Loop {
                 deadline = deadline.into_iter().chain([self.save_at]).min();
             }
             let mut timeout = deadline.map(|t| t.since(now));
-            let mut fds = vec![(self.signals.as_fd(), Interest::Read), (self.waker.as_fd(), Interest::Read)];
-            fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
-            let sessions = fds.len();
             let wait = strangers.1.next().saturating_sub(self.clock.now());
-            if wait.is_zero() {
-                fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
-                fds.extend(self.stun.iter().flat_map(|s| s.fds(Queue::Both)).map(|fd| (fd, Interest::Read)));
-            } else {
+            poller.change(&unknown, wait.is_zero().then_some(Interest::Read)).map_err(broken)?;
+            if !wait.is_zero() {
                 timeout = timeout.into_iter().chain([wait]).min();
             }
-            let all = fds.len();
-            let ready = poller.wait(&fds, timeout).map_err(broken)?;
-            drop(fds);
-            if ready.readable(0) && self.on_signals(paths, args) {
+            let ready = poller.wait(&[], timeout).map_err(broken)?;
+            if ready.readable_of(&told) > 0 && self.on_signals(paths, args) {
                 info!("stopping");
                 return Ok(());
             }
@@ -332,7 +332,7 @@ impl Loop {
                     break;
                 }
             }
-            if (sessions..all).any(|i| ready.readable(i)) {
+            if ready.readable_of(&unknown) > 0 {
                 let began = self.clock.now();
                 self.udp.recv_batch(&mut strangers.0, Queue::Strangers).map_err(broken)?;
                 self.turn(&mut strangers.0);
@@ -352,7 +352,7 @@ impl Loop {
                 self.relay.handle_timeout(now);
             }
             self.say(now);
-            if ready.readable(1) && self.waker.clear() {
+            if ready.readable_of(&wakes) > 0 && self.waker.clear() {
                 let uptime = self.clock.now().as_secs_f64();
                 let report = || {
                     Report::new(
@@ -370,9 +370,9 @@ impl Loop {
     }
 
     /// Answers leave by the address that was asked. Addresses come and go while it runs.
-    fn answer_where_asked(&mut self) {
+    fn answer_where_asked(&self) {
         let several = several_addresses();
-        for udp in [&mut self.udp].into_iter().chain(&mut self.stun) {
+        for udp in [&self.udp].into_iter().chain(&self.stun) {
             udp.tell_local(several);
         }
     }
@@ -502,7 +502,7 @@ impl Loop {
             match stop {
                 SendStop::WouldBlock => {
                     let fds: Vec<_> = self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)).collect();
-                    let _either_way = Poller::new().wait(&fds, Some(Duration::from_millis(5)));
+                    let _either_way = Poller::new().map(|mut p| p.wait(&fds, Some(Duration::from_millis(5))));
                 }
                 SendStop::NoBuffers => std::thread::sleep(Duration::from_micros(500)),
             }

@@ -360,7 +360,13 @@ impl Loop {
     }
 
     fn run(&mut self) -> io::Result<()> {
-        let mut poller = Poller::new();
+        let (waker, udp, device) = (self.waker.clone(), self.udp.clone(), self.device.clone());
+        let here = matches!(self.data, Data::Here(_));
+        let mut poller = Poller::new()?;
+        let wakes = poller.watch([waker.as_fd()], Some(Interest::Read))?;
+        let unknown = poller.watch(udp.fds(Queue::Strangers), None)?;
+        let sessions = poller.watch(udp.fds(Queue::Sessions), None)?;
+        let queues = poller.watch(device.fds(), None)?;
         let mut strangers = Ration::one_of(STRANGERS);
         self.endpoint.settle(self.now());
         self.drain();
@@ -368,54 +374,49 @@ impl Loop {
             let now = self.now();
             let due = [self.endpoint.deadline(), self.data.deadline(), Some(self.upkeep)];
             let mut timeout = due.into_iter().flatten().min().map_or(UPKEEP, |at| at.since(now));
-            let mut fds = vec![(self.waker.as_fd(), Interest::Read)];
             let (held, others) = (self.data.held(), self.udp.others());
-            if self.out.stopped.or(held) == Some(SendStop::NoBuffers) {
+            let stopped = self.out.stopped.or(held);
+            if stopped == Some(SendStop::NoBuffers) {
                 timeout = timeout.min(BUFFERS_FULL);
-            } else if self.out.stopped.or(held).is_some() {
-                fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
-                fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Write)));
             }
+            let interest = match (here, stopped == Some(SendStop::WouldBlock)) {
+                (true, false) => Some(Interest::Read),
+                (true, true) => Some(Interest::ReadWrite),
+                (false, true) => Some(Interest::Write),
+                (false, false) => None,
+            };
+            poller.change(&sessions, interest)?;
+            // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
+            poller.change(&queues, (here && held.is_none()).then_some(Interest::Read))?;
             let wait = strangers.next().saturating_sub(self.clock.now());
-            let first = fds.len();
-            if wait.is_zero() {
-                fds.extend(self.udp.fds(Queue::Strangers).map(|fd| (fd, Interest::Read)));
-            } else {
+            poller.change(&unknown, wait.is_zero().then_some(Interest::Read))?;
+            if !wait.is_zero() {
                 timeout = timeout.min(wait);
             }
-            let all = fds.len();
-            if matches!(self.data, Data::Here(_)) {
-                fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Read)));
-                fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Read)));
-            }
-            let last = fds.len();
-            if matches!(self.data, Data::Here(_)) && held.is_none() {
-                // While the sockets take nothing, frames wait in the device's queue: the sender slows down.
-                fds.extend(self.device.fds().map(|fd| (fd, Interest::Read)));
-            }
-            let punches = fds.len();
-            fds.extend(self.punches.fds().map(|fd| (fd, Interest::Read)));
-            let end = fds.len();
-            let ready = poller.wait(&fds, Some(timeout))?;
-            drop(fds);
+            let mut passing: Vec<_> = others.iter().filter_map(|o| Some((o.as_fd(), interest?))).collect();
+            passing.extend(self.punches.fds().map(|fd| (fd, Interest::Read)));
+            let others = queues.end..queues.end + passing.len() - self.punches.fds().count();
+            let punches = others.end..queues.end + passing.len();
+            let ready = poller.wait(&passing, Some(timeout))?;
+            drop(passing);
 
-            if (punches..end).any(|i| ready.readable(i)) {
+            if ready.readable_of(&punches) > 0 {
                 self.punched();
             }
             if self.out.stopped.is_some() {
                 self.out.flush(&self.udp, &mut self.drops);
             }
-            if ready.readable(0) {
+            if ready.readable_of(&wakes) > 0 {
                 self.waker.clear();
                 self.findings();
                 self.commands();
             }
             if let Data::Here(data) = &mut self.data {
-                let device = if held.is_none() { ready.readable_from(last, self.device.queues()) } else { 0 };
-                step(data, (all..last).any(|i| ready.readable(i)), device)?;
+                let sockets = [&sessions, &others].iter().any(|range| ready.readable_of(range) > 0);
+                step(data, sockets, ready.readable_of(&queues))?;
             }
             self.heed();
-            if (first..all).any(|i| ready.readable(i)) {
+            if ready.readable_of(&unknown) > 0 {
                 let began = self.clock.now();
                 self.hear_strangers()?;
                 strangers.spent(began, self.clock.now());

@@ -116,19 +116,20 @@ impl Receiving {
 
     /// On a thread of its own: until `stop`, or the device is gone.
     pub fn run(&mut self, waker: &Waker, stop: &AtomicBool) -> io::Result<()> {
-        let mut poller = Poller::new();
+        let udp = self.udp.clone();
+        let mut poller = Poller::new()?;
+        let wakes = poller.watch([waker.as_fd()], Some(Interest::Read))?;
+        poller.watch(udp.fds(self.queue), Some(Interest::Read))?;
         // Also what was dropped is told of, which is no reason for a report to anybody.
         let mut count_at = None;
         while !stop.load(Ordering::Relaxed) {
             let due = [count_at, self.deadline()].into_iter().flatten().min();
             let timeout = due.map(|at| at.since(now(&self.clock)));
             let others = self.udp.others_of(self.queue);
-            let mut fds = vec![(waker.as_fd(), Interest::Read)];
-            fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Read)));
-            fds.extend(self.udp.fds(self.queue).map(|fd| (fd, Interest::Read)));
-            let ready = poller.wait(&fds, timeout)?;
-            drop(fds);
-            if ready.readable(0) {
+            let passing: Vec<_> = others.iter().map(|o| (o.as_fd(), Interest::Read)).collect();
+            let ready = poller.wait(&passing, timeout)?;
+            drop(passing);
+            if ready.readable_of(&wakes) > 0 {
                 waker.clear();
                 self.mailbox.deliver_to_inbound(&mut self.inbound);
                 self.take_handed()?;

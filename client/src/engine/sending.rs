@@ -112,30 +112,32 @@ impl Sending {
 
     /// On a thread of its own: until `stop`, or the device is gone.
     pub fn run(&mut self, waker: &Waker, stop: &AtomicBool) -> io::Result<()> {
-        let mut poller = Poller::new();
+        let (device, udp) = (self.device.clone(), self.udp.clone());
+        let mut poller = Poller::new()?;
+        let wakes = poller.watch([waker.as_fd()], Some(Interest::Read))?;
+        let queues = poller.watch(device.fds(), None)?;
+        let sockets = poller.watch(udp.fds(Queue::Sessions), None)?;
         while !stop.load(Ordering::Relaxed) {
             let mut timeout = self.deadline().map(|at| at.since(now(&self.clock)));
-            let others = self.udp.others();
-            let mut fds = vec![(waker.as_fd(), Interest::Read)];
-            match self.held() {
-                None => fds.extend(self.device.fds().map(|fd| (fd, Interest::Read))),
-                Some(SendStop::WouldBlock) => {
-                    fds.extend(self.udp.fds(Queue::Sessions).map(|fd| (fd, Interest::Write)));
-                    fds.extend(others.iter().map(|o| (o.as_fd(), Interest::Write)));
-                }
-                Some(SendStop::NoBuffers) => timeout = Some(BUFFERS_FULL),
+            let held = self.held();
+            if held == Some(SendStop::NoBuffers) {
+                timeout = Some(BUFFERS_FULL);
             }
-            let held = self.held().is_some();
-            let ready = poller.wait(&fds, timeout)?;
-            drop(fds);
-            if ready.readable(0) {
+            let full = held == Some(SendStop::WouldBlock);
+            poller.change(&queues, held.is_none().then_some(Interest::Read))?;
+            poller.change(&sockets, full.then_some(Interest::Write))?;
+            let others = if full { self.udp.others() } else { vec![] };
+            let passing: Vec<_> = others.iter().map(|o| (o.as_fd(), Interest::Write)).collect();
+            let ready = poller.wait(&passing, timeout)?;
+            drop(passing);
+            if ready.readable_of(&wakes) > 0 {
                 waker.clear();
                 self.mailbox.deliver_to_outbound(&mut self.outbound);
             }
-            if held {
+            if held.is_some() {
                 self.flush();
             } else {
-                self.step(ready.readable_from(1, self.device.queues()))?;
+                self.step(ready.readable_of(&queues))?;
             }
             if self.deadline().is_some_and(|at| now(&self.clock) >= at) {
                 self.handle_timeout();

@@ -133,7 +133,7 @@ fn would_block(e: &Error) -> bool {
 
 impl Carrier {
     fn run(&mut self) -> Result<(), Error> {
-        let (mut poller, mut batch) = (Poller::new(), RecvBatch::new(BATCH, JOINED));
+        let (mut poller, mut batch) = (Poller::new()?, RecvBatch::new(BATCH, JOINED));
         let mut more = false;
         loop {
             let tcp = if self.blocked { Interest::ReadWrite } else { Interest::Read };

@@ -120,7 +120,7 @@ pub struct Udp {
     others: RwLock<Vec<Arc<Other>>>,
     any_others: AtomicBool,
     /// What is received is told with the address of this machine ([`Udp::tell_local`]).
-    tells_local: bool,
+    tells_local: AtomicBool,
 }
 
 /// A socket by which one address is reached.
@@ -217,22 +217,21 @@ impl Udp {
             turn: AtomicUsize::new(0),
             others: RwLock::default(),
             any_others: AtomicBool::new(false),
-            tells_local: false,
+            tells_local: AtomicBool::new(false),
         })
     }
 
     /// From now on a [`Remote`] is told by which address of this machine it was heard, also where a socket is bound to all;
     /// that is for machines with several ([`several_addresses`]), and costs something for each message. Again with `false`:
     /// no more.
-    pub fn tell_local(&mut self, yes: bool) {
-        if yes != self.tells_local {
+    pub fn tell_local(&self, yes: bool) {
+        if yes != self.tells_local.swap(yes, Ordering::Relaxed) {
             for socket in self.sockets.iter().filter(|s| s.local.ip().is_unspecified()) {
                 for fd in Queue::Both.of(socket) {
                     // Any kernel has it; without it the routing table chooses, as ever.
                     let _an_odd_kernel = mmsg::tell_local(fd, socket.local.is_ipv4(), yes);
                 }
             }
-            self.tells_local = yes;
         }
     }
 

@@ -14,7 +14,7 @@ fn both() -> Udp {
 
 fn wait(udp: &Udp) {
     let fds: Vec<_> = udp.fds(Queue::Both).map(|f| (f, Interest::Read)).collect();
-    let ready = Poller::new().wait(&fds, Some(Duration::from_secs(5))).unwrap();
+    let ready = Poller::new().unwrap().wait(&fds, Some(Duration::from_secs(5))).unwrap();
     assert!(!ready.is_empty(), "nothing arrived in five seconds");
 }
 
@@ -86,7 +86,7 @@ fn who_is_answered_hears_the_address_that_it_asked() {
         }
         assert_eq!(got, expect);
     };
-    let mut all = Udp::bind(&[local("0.0.0.0:0")]).unwrap();
+    let all = Udp::bind(&[local("0.0.0.0:0")]).unwrap();
     all.tell_local(true);
     let two = Udp::bind(&[local("127.0.0.7:0"), local("127.0.0.8:0")]).unwrap();
     for asked in [&all, &two] {

@@ -50,7 +50,7 @@ fn frame_where(tap: &Tap, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                 let timeout = Some(Duration::from_millis(100));
-                Poller::new().wait(&[(tap.as_fd(), Interest::Read)], timeout).unwrap();
+                Poller::new().unwrap().wait(&[(tap.as_fd(), Interest::Read)], timeout).unwrap();
             }
             Err(e) => panic!("{e}"),
         }
@@ -154,8 +154,10 @@ fn a_device_that_somebody_deletes_is_noticed() {
         netlink.set_up("sm-v").await.unwrap();
         let deleted = std::process::Command::new("ip").args(["link", "delete", "sm-v"]).status();
         assert!(deleted.unwrap().success());
-        let ready =
-            Poller::new().wait(&[(tap.as_fd(), Interest::Read)], Some(Duration::from_secs(2))).unwrap();
+        let ready = Poller::new()
+            .unwrap()
+            .wait(&[(tap.as_fd(), Interest::Read)], Some(Duration::from_secs(2)))
+            .unwrap();
         assert!(ready.readable(0), "{ready:?}");
         let error = tap.recv(&mut [0; VNET_HEADER], &mut [0; 2000]).unwrap_err();
         assert!(tap::vanished(&error), "{error}");

@@ -146,7 +146,7 @@ fn run() -> Result<(), String> {
     let mut directions = [Direction::new(profile.seed), Direction::new(profile.seed ^ 0x5bd1_e995)];
     let waker = Waker::new().map_err(|e| e.to_string())?;
     let lines = input(&waker);
-    let (clock, mut poller) = (Clock::new(), Poller::new());
+    let (clock, mut poller) = (Clock::new(), Poller::new().map_err(|e| e.to_string())?);
     let mut frame = vec![0; 2048];
     let mut interest = [Interest::Read; 2];
     println!("ready");
